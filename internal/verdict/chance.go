@@ -30,7 +30,7 @@ func (f Fail) Measured() bool { return f.Controls >= MinControls }
 // Needed is how many unanswered questions a proof of death takes, at most
 // 1000: a path that loses nearly everything proves nothing.
 func (f Fail) Needed() int {
-	k := math.Ceil(math.Log(MaxFalseChance) / math.Log(f.Chance()))
+	k := math.Ceil(math.Log(MaxFalseChance)/math.Log(f.Chance()) - 1e-9)
 	if !(k < 1000) {
 		return 1000
 	}

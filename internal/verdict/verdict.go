@@ -172,7 +172,7 @@ func judge(e Evidence, r Rules, falseChance float64) (conn.Verdict, Why) {
 // question was spoilt, is met by whoever counts: spoilt ones are not counted.
 func proof(e Evidence, r Rules, falseChance float64) (Why, bool) {
 	switch {
-	case e.Unanswered < MinQuestions || falseChance > MaxFalseChance:
+	case e.Unanswered < MinQuestions || falseChance > MaxFalseChance*(1+1e-9): // 0.1 to the sixth is a hair above it
 		return WhyTooFew, false
 	case e.Silence < MinSilence:
 		return WhyTooSoon, false

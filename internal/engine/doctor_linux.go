@@ -1,0 +1,252 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/journal"
+	"deadpeer/internal/probe"
+	"deadpeer/internal/sockdiag"
+)
+
+// Diagnose finds out what this kernel and these privileges allow. It changes
+// nothing.
+func (e *Engine) Diagnose() []Finding {
+	capabilities := effective()
+	has := func(bit uint, name, what, without string) Finding {
+		f := Finding{What: what, OK: capabilities&(1<<bit) != 0, Detail: "with " + name}
+		if !f.OK {
+			f.Detail, f.Mend = without, "run as root, or grant "+name
+		}
+		return f
+	}
+	list := []Finding{e.diagnoseKernel(), diagnoseSockDiag(), diagnoseGetfd()}
+	list = append(list,
+		has(unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "see and ask connections of other users' programs", "only the caller's own programs are seen into"),
+		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
+		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
+		diagnoseDestroy(), e.diagnoseRuntime(), diagnoseUserNamespaces())
+	return list
+}
+
+// Clean puts back what deadpeer processes that were killed have left changed,
+// and says how many settings that were. Settings whose socket is gone need
+// nothing. Needs what asking needs.
+func (e *Engine) Clean(ctx context.Context) (restored int, err error) {
+	return e.recover(ctx)
+}
+
+func effective() uint64 {
+	b, err := os.ReadFile("/proc/thread-self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			n, _ := strconv.ParseUint(strings.TrimSpace(v), 16, 64) // 0 when it is no number
+			return n
+		}
+	}
+	return 0
+}
+
+func (e *Engine) diagnoseKernel() Finding {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Finding{What: "kernel", Detail: err.Error()}
+	}
+	return Finding{What: "kernel", OK: true, Detail: fmt.Sprintf("%s %s, HZ=%d", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), hz())}
+}
+
+func diagnoseSockDiag() Finding {
+	f := Finding{What: "list connections (sock_diag)"}
+	c, err := sockdiag.Open(nil)
+	if err == nil {
+		defer func() { _ = c.Close() }()
+		n := 0
+		err = c.Dump(context.Background(), sockdiag.Query{}, func(*conn.Sock, *sockdiag.Memory) error { n++; return nil })
+		f.Detail = count(n, "connection") + " here"
+	}
+	if f.OK = err == nil; !f.OK {
+		f.Detail, f.Mend = err.Error(), "needs a kernel with CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG"
+	}
+	return f
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// diagnoseGetfd takes a duplicate of a descriptor of our own.
+func diagnoseGetfd() Finding {
+	f := Finding{What: "reach the sockets of running programs (pidfd_getfd)"}
+	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err == nil {
+		defer func() { _ = unix.Close(pidfd) }()
+		var fd int
+		if fd, err = unix.PidfdGetfd(pidfd, pidfd, 0); err == nil {
+			_ = unix.Close(fd)
+		}
+	}
+	if f.OK = err == nil; !f.OK {
+		f.Detail, f.Mend = err.Error(), "needs Linux 5.6, and a sandbox that allows pidfd_open and pidfd_getfd"
+	}
+	return f
+}
+
+// diagnoseDestroy names a socket that cannot exist: a kernel without
+// CONFIG_INET_DIAG_DESTROY says EOPNOTSUPP, one with it ENOENT or EPERM.
+func diagnoseDestroy() Finding {
+	f := Finding{What: "end connections (SOCK_DESTROY)", OK: true, Detail: "the kernel has it"}
+	c, err := sockdiag.Open(nil)
+	if err != nil {
+		f.OK, f.Detail = false, err.Error()
+		return f
+	}
+	defer func() { _ = c.Close() }()
+	nobody := conn.Sock{Cookie: 1, NetNS: c.NetNS(), Family: conn.IPv4, State: conn.Established}
+	err = c.Destroy([]*conn.Sock{&nobody}, func(_ int, outcome error) {
+		if outcome != nil && !errors.Is(outcome, sockdiag.ErrGone) {
+			f.OK, f.Detail = false, outcome.Error()
+		}
+	})
+	if err != nil {
+		f.OK, f.Detail = false, err.Error()
+	}
+	if !f.OK {
+		f.Mend = "run as root on a kernel with CONFIG_INET_DIAG_DESTROY"
+	}
+	return f
+}
+
+// diagnoseRuntime looks for what killed processes left.
+func (e *Engine) diagnoseRuntime() Finding {
+	f := Finding{What: "journal in " + e.options.RuntimeDir}
+	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
+		f.OK, f.Detail = true, "nothing was ever asked here"
+		return f
+	}
+	orphans, err := journal.Orphans(e.options.RuntimeDir)
+	if err != nil {
+		f.Detail, f.Mend = err.Error(), "make it a folder of your own with mode 0700"
+		return f
+	}
+	n := 0
+	for _, o := range orphans {
+		n += len(o.Records)
+		_ = o.Close() // nothing was written to it
+	}
+	if f.OK = n == 0; f.OK {
+		f.Detail = "nothing left behind"
+	} else {
+		f.Detail, f.Mend = count(n, "setting")+" left changed by a killed deadpeer", "deadpeer doctor --clean, or the next check"
+	}
+	return f
+}
+
+func diagnoseUserNamespaces() Finding {
+	f := Finding{What: "demo without root (user namespaces)"}
+	b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
+	limit, convErr := strconv.Atoi(strings.TrimSpace(string(b)))
+	f.OK = err == nil && convErr == nil && limit > 0
+	for _, gate := range [...]struct{ file, bad string }{
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0"},
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"},
+	} {
+		if b, err := os.ReadFile(gate.file); err == nil && strings.TrimSpace(string(b)) == gate.bad {
+			f.OK, f.Mend = false, "sysctl -w "+strings.ReplaceAll(strings.TrimPrefix(gate.file, "/proc/sys/"), "/", ".")+"="+map[string]string{"0": "1", "1": "0"}[gate.bad]
+		}
+	}
+	if !f.OK && f.Mend == "" {
+		f.Mend = "sysctl -w user.max_user_namespaces=10000"
+	}
+	if f.OK {
+		f.Detail = "allowed"
+	} else {
+		f.Detail = "not allowed to other users than root"
+	}
+	return f
+}
+
+// recover undoes what is in the journals of processes that are gone. The
+// sockets are found by the descriptor noted, and where that is another now, by
+// asking every descriptor of every process for its cookie.
+func (e *Engine) recover(ctx context.Context) (restored int, err error) {
+	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	orphans, err := journal.Orphans(e.options.RuntimeDir)
+	if err != nil || len(orphans) == 0 {
+		return 0, err
+	}
+	lock, err := journal.Lock(ctx, e.options.RuntimeDir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	a := probe.New(probe.Options{})
+	defer func() { _ = a.Close() }()
+	var holders map[conn.ID][]conn.Owner
+	for _, o := range orphans {
+		var failed error
+		for _, r := range o.Records {
+			t := probe.Target{ID: r.ID, Owners: []conn.Owner{{PID: r.PID, FD: r.FD}}}
+			back := a.Restore(t, r)
+			if errors.Is(back, probe.OwnerGone) || errors.Is(back, probe.Reused) {
+				if holders == nil {
+					if holders, err = e.holders(ctx); err != nil {
+						return restored, err
+					}
+				}
+				if t.Owners = holders[r.ID]; len(t.Owners) == 0 {
+					continue // the socket has ended
+				}
+				back = a.Restore(t, r)
+			}
+			switch {
+			case back == nil:
+				restored++
+			case errors.Is(back, probe.OwnerGone), errors.Is(back, probe.Reused):
+			default:
+				failed = errors.Join(failed, fmt.Errorf("put back settings of connection %s: %w", r.ID, back))
+			}
+		}
+		if failed != nil {
+			err = errors.Join(err, failed, o.Close()) // its journal stays for one who may
+			continue
+		}
+		err = errors.Join(err, o.Remove())
+	}
+	return restored, err
+}
+
+// holders maps every TCP connection of every namespace that can be entered to
+// the descriptors that hold it.
+func (e *Engine) holders(ctx context.Context) (map[conn.ID][]conn.Owner, error) {
+	filter, err := conn.ParseFilter([]string{"state", "all"}, conn.Resolver{})
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.see(ctx, Request{Netns: "all", Filter: filter})
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	m := map[conn.ID][]conn.Owner{}
+	for i := range r.snap.table.n {
+		if row := r.snap.table.at(i); row.ownerN > 0 {
+			m[row.sock.ID()] = r.snap.ownersOf(row)
+		}
+	}
+	return m, nil
+}

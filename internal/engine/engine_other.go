@@ -1,0 +1,46 @@
+//go:build !linux
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+)
+
+func unsupported(what string) error {
+	return fmt.Errorf("%s on %s: %w", what, runtime.GOOS, errors.ErrUnsupported)
+}
+
+// RuntimeDir has no meaning here.
+func RuntimeDir() string { return "" }
+
+// Scan is for Linux only.
+func (e *Engine) Scan(context.Context, Request) (*Snapshot, error) {
+	return nil, unsupported("list connections")
+}
+
+// Check is for Linux only.
+func (e *Engine) Check(context.Context, Request) (*Snapshot, error) {
+	return nil, unsupported("ask peers")
+}
+
+// Plan is for Linux only.
+func (e *Engine) Plan(context.Context, Request) (*Plan, error) {
+	return nil, unsupported("plan a release")
+}
+
+// Act is for Linux only.
+func (p *Plan) Act(context.Context) error { return unsupported("release connections") }
+
+// Close does nothing.
+func (p *Plan) Close() error { return nil }
+
+// Diagnose says that nothing works here.
+func (e *Engine) Diagnose() []Finding {
+	return []Finding{{What: "operating system", Detail: runtime.GOOS, Mend: "run deadpeer on Linux"}}
+}
+
+// Clean is for Linux only.
+func (e *Engine) Clean(context.Context) (int, error) { return 0, unsupported("clean up") }

@@ -1,0 +1,168 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/release"
+)
+
+// Plan asks like Check and goes on until every dead connection has been silent
+// for Rules.Silence, then decides which may be released. It ends nothing; Act
+// does. Needs what Check needs.
+func (e *Engine) Plan(ctx context.Context, req Request) (*Plan, error) {
+	r, err := e.see(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Snapshot: r.snap, close: r.close, diag: map[uint32]release.Destroyer{}}
+	for n, s := range r.spaces {
+		p.diag[n] = s.diag
+	}
+	err = r.ask(ctx, r.req.Rules.Silence, func(q *inquiry) error { return p.decide(ctx, q) })
+	if err == nil && req.EvenAlive {
+		p.addNamed(r)
+	}
+	r.finish()
+	if err != nil {
+		return p, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// Close releases what the plan holds open.
+func (p *Plan) Close() error {
+	if p.close != nil {
+		p.close()
+		p.close = nil
+	}
+	return nil
+}
+
+// decide holds every selected connection to the rules of release.
+func (p *Plan) decide(ctx context.Context, q *inquiry) error {
+	holds, err := q.holds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range holds {
+		if h != "" {
+			p.Held = append(p.Held, h)
+		}
+	}
+	for i := range q.snap.table.n {
+		row := q.snap.table.at(i)
+		if row.skip || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
+			continue
+		}
+		a := &row.ask
+		c := release.Candidate{
+			Verdict: a.verdict, Why: a.why, Protected: a.protection.String(),
+			Named: q.req.Filter.Names(row.sock.Cookie),
+		}
+		if a.verdict == conn.Dead && a.unanswered > 0 {
+			c.Silence = (a.judged - a.first).span()
+			if !q.req.DespiteOutage {
+				c.Held = holds[a.group]
+			}
+		}
+		ok, why := release.Decide(c, q.req.Rules)
+		switch {
+		case ok:
+			p.add(i, release.Item{Sock: row.sock, SegsIn: a.base})
+		case a.verdict == conn.Dead:
+			q.snap.outcomes[i] = Outcome{Action: actionRelease, Error: why}
+		}
+	}
+	return nil
+}
+
+func (p *Plan) add(i uint32, item release.Item) {
+	p.items = append(p.items, planned{row: i, item: item})
+	p.Snapshot.outcomes[i] = Outcome{Action: actionRelease}
+}
+
+// addNamed adds the connections that the filter names by cookie.
+func (p *Plan) addNamed(r *run) {
+	for i := range p.Snapshot.table.n {
+		if row := p.Snapshot.table.at(i); !row.skip && r.req.Filter.Names(row.sock.Cookie) {
+			p.add(i, release.Item{Sock: row.sock, Any: true})
+		}
+	}
+}
+
+// holds asks of every path with a dead peer whether our own side is what is
+// gone, and gives the reason to hold its releases, or "".
+func (q *inquiry) holds(ctx context.Context) ([]string, error) {
+	type tally map[netip.Addr]bool // peer: nothing but dead
+	tallies := make([]tally, len(q.groups))
+	dead := make([]bool, len(q.groups))
+	for i := range q.snap.table.n {
+		row := q.snap.table.at(i)
+		a := &row.ask
+		if row.skip || a.questions == 0 {
+			continue
+		}
+		t := tallies[a.group]
+		if t == nil {
+			t = tally{}
+			tallies[a.group] = t
+		}
+		peer := row.sock.Peer().Addr().Unmap()
+		silent := a.verdict == conn.Dead && !a.is(ended)
+		if only, seen := t[peer]; !seen || only {
+			t[peer] = silent
+		}
+		dead[a.group] = dead[a.group] || silent
+	}
+	holds := make([]string, len(q.groups))
+	for g := range q.groups {
+		if !dead[g] {
+			continue
+		}
+		health, err := q.groups[g].space.paths.Confirm(ctx, q.groups[g].hop)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			q.note(true, "the next hop could not be asked: %v", err)
+		}
+		state := release.PathState{Name: health.Interface, Gone: health.Reason(), Asked: len(tallies[g])}
+		for _, only := range tallies[g] {
+			if only {
+				state.Dead++
+			}
+		}
+		holds[g] = state.Hold()
+	}
+	return holds, nil
+}
+
+// Act ends what was planned. Each connection's evidence is read again at most
+// 5 ms before, and whoever has heard anything is left alone. Outcomes are in
+// Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act has tried some
+// and says so of the others.
+func (p *Plan) Act(ctx context.Context) error {
+	bySpace := map[uint32][]planned{}
+	for _, item := range p.items {
+		n := item.item.Sock.NetNS
+		bySpace[n] = append(bySpace[n], item)
+	}
+	for n, list := range bySpace {
+		items := make([]release.Item, len(list))
+		for k := range list {
+			items[k] = list[k].item
+		}
+		release.Act(ctx, p.diag[n], items, func(k int, err error) {
+			o := Outcome{Action: actionRelease, Done: err == nil}
+			if err != nil {
+				o.Error = err.Error()
+			}
+			p.Snapshot.outcomes[list[k].row] = o
+		})
+	}
+	p.items = nil
+	return ctx.Err()
+}

@@ -1,0 +1,20 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// RuntimeDir is where the journal and the lock of asking live:
+// /run/deadpeer for root, else below XDG_RUNTIME_DIR or the folder for
+// temporary files.
+func RuntimeDir() string {
+	if os.Geteuid() == 0 {
+		return "/run/deadpeer"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "deadpeer")
+	}
+	return filepath.Join(os.TempDir(), "deadpeer-"+strconv.Itoa(os.Geteuid()))
+}

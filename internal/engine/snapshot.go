@@ -1,0 +1,180 @@
+package engine
+
+import (
+	"iter"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/sockdiag"
+	"deadpeer/internal/verdict"
+	"deadpeer/keepalive"
+)
+
+// Snapshot is what a run saw and judged. It is not changed afterwards.
+type Snapshot struct {
+	TakenAt time.Time
+	Asked   bool   // by Check or Plan
+	Notes   []Note // what could not be seen or done, for people
+	Rules   verdict.Rules
+
+	table     table
+	order     []uint32 // rows shown
+	ownerList []conn.Owner
+	processes map[int32]*conn.Process
+	memory    []sockdiag.Memory
+	fails     []verdict.Fail // what the controls of each path tell
+	hz        int
+	outcomes  map[uint32]Outcome
+}
+
+// Note is something a run could not see or do.
+type Note struct {
+	Text      string
+	Privilege bool // more privilege or a newer kernel would help: exit code 4
+}
+
+// Connection is one connection of a snapshot, for showing.
+type Connection struct {
+	Sock           *conn.Sock
+	Owners         []conn.Owner
+	Settings       keepalive.Settings
+	Known          bool // Settings were read
+	KeepAliveKnown bool // at least Settings.KeepAlive is known
+	Memory         *sockdiag.Memory
+	Evidence       verdict.Evidence
+	Judgement      verdict.Judgement
+	Outcome        *Outcome // nil unless something was done, or planned
+
+	hz int
+}
+
+// Reason says in words why the verdict is what it is.
+func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }
+
+// Outcome is what was done to a connection.
+type Outcome struct {
+	Action string // "release"
+	Done   bool
+	Error  string // why not; "" when done, or when nothing was tried yet
+}
+
+// Summary counts a snapshot.
+type Summary struct {
+	Connections int
+	ByVerdict   map[conn.Verdict]int
+	Blind       int           // forecast: never
+	Unforeseen  int           // no forecast: values unknown, or no rule for the situation
+	Worst       time.Duration // the longest time to detection among those that have one
+	Released    int           // ended by us
+	Planned     int           // would be ended
+	Left        int           // dead, but left alone
+}
+
+// Add counts one connection.
+func (s *Summary) Add(c *Connection) {
+	if s.ByVerdict == nil {
+		s.ByVerdict = map[conn.Verdict]int{}
+	}
+	s.Connections++
+	s.ByVerdict[c.Judgement.Verdict]++
+	if conn.Connections.Has(c.Sock.State) {
+		switch f, ok := c.Forecast(); {
+		case !ok:
+			s.Unforeseen++
+		case !f.GivesUp:
+			s.Blind++
+		default:
+			s.Worst = max(s.Worst, f.Latest)
+		}
+	}
+	switch {
+	case c.Outcome == nil:
+	case c.Outcome.Done:
+		s.Released++
+	case c.Outcome.Error == "":
+		s.Planned++
+	default:
+		s.Left++
+	}
+}
+
+// Len is the number of connections.
+func (s *Snapshot) Len() int { return len(s.order) }
+
+// All yields every connection. The Connection is the caller's to keep only
+// until the next one.
+func (s *Snapshot) All() iter.Seq[*Connection] {
+	return func(yield func(*Connection) bool) {
+		var c Connection
+		for _, i := range s.order {
+			s.fill(&c, i)
+			if !yield(&c) {
+				return
+			}
+		}
+	}
+}
+
+// Process tells of a process that owns connections of this snapshot.
+func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes[pid] }
+
+// fill derives everything shown of row i.
+func (s *Snapshot) fill(c *Connection, i uint32) {
+	r := s.table.at(i)
+	*c = Connection{hz: s.hz, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.policy}
+	if r.policy {
+		c.Settings, c.KeepAliveKnown = r.settings.public(), true
+	} else {
+		c.Settings.KeepAlive, c.KeepAliveKnown = keepaliveByTimer(&r.sock)
+	}
+	if s.memory != nil {
+		c.Memory = &s.memory[i]
+	}
+	c.Evidence = s.evidence(i, r)
+	if s.Asked {
+		c.Judgement = verdict.Judgement{Verdict: r.ask.verdict, Why: r.ask.why, FalseChance: r.ask.falseChance()}
+	} else {
+		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
+	}
+	if o, ok := s.outcomes[i]; ok {
+		c.Outcome = &o
+	}
+}
+
+func (s *Snapshot) ownersOf(r *row) []conn.Owner {
+	return s.ownerList[r.owners : r.owners+uint32(r.ownerN)]
+}
+
+// keepaliveByTimer tells from the pending timer whether keepalive is on: an
+// idle connection without any timer has it off, one with a keepalive timer
+// has it on. A retransmission or persist timer hides the answer.
+func keepaliveByTimer(s *conn.Sock) (on, known bool) {
+	switch {
+	case s.State != conn.Established && s.State != conn.CloseWait:
+		return false, false
+	case s.Timer == conn.TimerKeepalive:
+		return true, true
+	case s.Timer == conn.TimerNone && s.HasInfo:
+		return false, true
+	}
+	return false, false
+}
+
+func (v settings) public() keepalive.Settings {
+	return keepalive.Settings{
+		KeepAlive: v.keepalive,
+		Policy: keepalive.Policy{
+			Idle:        time.Duration(v.idle) * time.Second,
+			Interval:    time.Duration(v.interval) * time.Second,
+			Probes:      int(v.probes),
+			UserTimeout: time.Duration(v.userTimeout) * time.Millisecond,
+		},
+	}
+}
+
+func compact(s keepalive.Settings) settings {
+	return settings{
+		idle: uint32(s.Idle / time.Second), interval: uint32(s.Interval / time.Second),
+		probes: uint8(s.Probes), keepalive: s.KeepAlive, userTimeout: uint32(s.UserTimeout / time.Millisecond),
+	}
+}

@@ -1,0 +1,204 @@
+package probe
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/journal"
+	"deadpeer/keepalive"
+)
+
+const (
+	tick      = 12 * time.Millisecond // longer than one jiffy at any HZ
+	tickTries = 8
+	// maxSeconds and maxProbes are the greatest values that can be put back
+	// (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPCNT); sysctls go beyond.
+	maxSeconds = 32767 * time.Second
+	maxProbes  = 127
+)
+
+// askKeepalive puts the questions by the keepalive timer: for all of them the
+// originals are journalled, then the timers are made to fire, then, a tick
+// later, the originals go back. No descriptor is held while waiting.
+func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, Result)) {
+	type pending struct {
+		i       int
+		record  journal.Record
+		result  Result
+		segsOut uint32
+		sent    bool
+	}
+	var batch []pending
+	a.records = a.records[:0]
+	for _, i := range indices {
+		record, result := a.mayAskKeepalive(targets[i])
+		if result.Refusal != NotRefused || result.Ended {
+			report(i, result)
+			continue
+		}
+		batch = append(batch, pending{i: i, record: record, result: result})
+		a.records = append(a.records, record)
+	}
+	if len(batch) == 0 {
+		return
+	}
+	if err := a.options.Journal.Append(a.records); err != nil {
+		for _, p := range batch {
+			report(p.i, Result{Refusal: JournalFailed, Method: Keepalive})
+		}
+		return
+	}
+	a.step(StepJournalled)
+	for n := range batch {
+		p := &batch[n]
+		p.segsOut = a.fire(targets[p.i], p.record, &p.result)
+	}
+	a.step(StepAsked)
+	for range tickTries {
+		time.Sleep(tick)
+		left := 0
+		for n := range batch {
+			p := &batch[n]
+			if p.sent || p.result.Refusal != NotRefused {
+				continue
+			}
+			if p.sent = a.probeWentOut(targets[p.i], p.segsOut); !p.sent {
+				left++
+			}
+		}
+		if left == 0 {
+			break
+		}
+	}
+	a.records = a.records[:0]
+	for n := range batch {
+		p := &batch[n]
+		switch err := a.Restore(targets[p.i], p.record); {
+		case err == nil || errors.Is(err, OwnerGone):
+			a.records = append(a.records, journal.Record{Kind: journal.Restored, ID: p.record.ID, PID: p.record.PID, FD: p.record.FD})
+		case p.result.Refusal == NotRefused:
+			p.result.Refusal = Failed
+		}
+		if !p.sent && p.result.Refusal == NotRefused {
+			p.result.Refusal = InFlight
+		}
+	}
+	a.step(StepRestored)
+	// A journal that cannot be written now keeps the originals: the next
+	// start puts them back once more, which does no harm.
+	_ = a.options.Journal.Append(a.records)
+	a.step(StepForgotten)
+	for _, p := range batch {
+		report(p.i, p.result)
+	}
+}
+
+// mayAskKeepalive reads the originals and refuses what the question could
+// kill: with a user timeout the second unanswered probe ends the connection,
+// and so does the probe that reaches the original count, since the kernel's
+// own count stays raised after the options are back.
+func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
+	r := Result{Method: Keepalive}
+	var h held
+	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
+		return journal.Record{}, r
+	}
+	defer a.release(h)
+	repair, ok := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	in, infoOK := h.info(&a.buf)
+	s, err := keepalive.GetFD(uintptr(h.fd))
+	r.Settings, r.Known = s, err == nil
+	switch {
+	case !ok || !infoOK || err != nil:
+		r.Refusal = Failed
+	case in.state == conn.Close:
+		r.Ended = true
+	case repair != 0:
+		r.Refusal = Checkpoint
+	case s.UserTimeout != 0:
+		r.Refusal = UserTimeoutSet
+	case s.Idle < time.Second || s.Idle > maxSeconds || s.Interval < time.Second || s.Interval > maxSeconds || s.Probes > maxProbes:
+		r.Refusal = ValuesOutOfRange
+	case int(in.probes)+1 >= s.Probes:
+		r.Refusal = ProbesExhausted
+	case in.unacked != 0:
+		r.Refusal = InFlight
+	case in.heardMS < 1000:
+		r.Refusal = TooFresh
+	}
+	return journal.Record{
+		Kind: journal.KeepAlive, ID: t.ID, PID: t.Owners[0].PID, FD: t.Owners[0].FD,
+		KeepAlive: s.KeepAlive, Idle: int32(s.Idle / time.Second), Interval: int32(s.Interval / time.Second), Probes: int32(s.Probes),
+	}, r
+}
+
+// fire makes the keepalive timer fire at the next tick: TCP_KEEPIDLE re-arms
+// it from the time already idle (tcp_sock_set_keepidle_locked). The count
+// goes up first, so that the probe can never be the last.
+func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32) {
+	var h held
+	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
+		return 0
+	}
+	defer a.release(h)
+	s, err := keepalive.GetFD(uintptr(h.fd))
+	in, ok := h.info(&a.buf)
+	switch {
+	case err != nil || !ok:
+		r.Refusal = Failed
+		return 0
+	case s.KeepAlive != was.KeepAlive || s.UserTimeout != 0 || int32(s.Idle/time.Second) != was.Idle ||
+		int32(s.Interval/time.Second) != was.Interval || int32(s.Probes) != was.Probes:
+		r.Refusal = ChangedMeanwhile
+		return 0
+	}
+	r.SegsIn, r.HeardMS, r.At = in.segsIn, in.heardMS, time.Now()
+	err = errors.Join(
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, maxProbes),
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1),
+		h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1),
+	)
+	if err != nil {
+		r.Refusal = Failed
+	}
+	return in.segsOut
+}
+
+func (a *Asker) probeWentOut(t Target, segsOut uint32) bool {
+	h, refusal := a.hold(t)
+	if refusal != NotRefused {
+		return true // nothing to wait for
+	}
+	defer a.release(h)
+	in, ok := h.info(&a.buf)
+	return !ok || in.segsOut != segsOut || in.state == conn.Close
+}
+
+// Restore puts back what a record says. OwnerGone and Reused mean that none of
+// the target's descriptors holds the socket any more.
+func (a *Asker) Restore(t Target, r journal.Record) error {
+	h, refusal := a.hold(t)
+	if refusal != NotRefused {
+		return refusal
+	}
+	defer a.release(h)
+	if r.Kind == journal.ReuseAddr {
+		return h.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, int(r.ReuseAddr))
+	}
+	on := 0
+	if r.KeepAlive {
+		on = 1
+	}
+	// Off goes first, so that no timer fires by values half put back; the
+	// count goes last, so that no probe already out is one too many.
+	return errors.Join(
+		h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, on),
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(r.Idle)),
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(r.Interval)),
+		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int(r.Probes)),
+	)
+}

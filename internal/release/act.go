@@ -1,0 +1,129 @@
+package release
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"deadpeer/internal/conn"
+)
+
+// Reread is the greatest age of what was last read of a socket when it is
+// destroyed.
+const Reread = 5 * time.Millisecond
+
+// batchLen sockets are read and destroyed together: well within Reread at a
+// few microseconds each.
+const batchLen = 16
+
+// rereads is how often a batch is read again because the machine kept us
+// waiting between reading and destroying.
+const rereads = 20
+
+// Destroyer reads and ends sockets by cookie; sockdiag.Conn is one.
+type Destroyer interface {
+	Lookup(socks []*conn.Sock, outcome func(i int, err error)) error
+	Destroy(socks []*conn.Sock, outcome func(i int, err error)) error
+}
+
+// Item is a connection to end.
+type Item struct {
+	Sock   conn.Sock // identity and addresses
+	SegsIn uint32    // segments received before the first unanswered question
+	Any    bool      // end it whatever it has heard (asked for by cookie)
+}
+
+// Errors that an outcome matches.
+var (
+	errNoInfo  = errors.New("the kernel does not tell what it has heard: left alone")
+	ErrHeard   = errors.New("heard from again: left alone")
+	ErrTooSlow = errors.New("this machine is too busy to act on fresh evidence: left alone")
+)
+
+// Act ends the items over d and reports each one's outcome exactly once: nil
+// when it was destroyed. Before each destroy the socket is read again, at most
+// Reread earlier; one that has heard anything since its first unanswered
+// question is left alone.
+func Act(ctx context.Context, d Destroyer, items []Item, outcome func(i int, err error)) {
+	// Staying on one thread makes it less likely to lose the processor
+	// between reading and destroying.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for base := 0; base < len(items); base += batchLen {
+		batch := items[base:min(base+batchLen, len(items))]
+		if err := ctx.Err(); err != nil {
+			for i := range batch {
+				outcome(base+i, fmt.Errorf("not tried: %w", err))
+			}
+			continue
+		}
+		act(d, batch, func(i int, err error) { outcome(base+i, err) })
+	}
+}
+
+func act(d Destroyer, items []Item, outcome func(i int, err error)) {
+	todo := make([]int, len(items))
+	for i := range items {
+		todo[i] = i
+	}
+	for range rereads {
+		start := time.Now()
+		var fresh []*conn.Sock
+		var at []int
+		todo, fresh, at = read(d, items, todo, outcome)
+		if len(fresh) == 0 {
+			return
+		}
+		// The destroy itself takes microseconds: half of the time is kept
+		// for it.
+		if time.Since(start) > Reread/2 {
+			continue
+		}
+		reported := make([]bool, len(fresh))
+		err := d.Destroy(fresh, func(i int, err error) {
+			reported[i] = true
+			outcome(at[i], err)
+		})
+		for i := range fresh {
+			if !reported[i] {
+				outcome(at[i], err)
+			}
+		}
+		return
+	}
+	for _, i := range todo {
+		outcome(i, ErrTooSlow)
+	}
+}
+
+// read reads the sockets again and settles those that must be left alone. It
+// returns the ones still to be destroyed.
+func read(d Destroyer, items []Item, todo []int, outcome func(i int, err error)) (left []int, fresh []*conn.Sock, at []int) {
+	socks := make([]*conn.Sock, len(todo))
+	settled := make([]error, len(todo))
+	for n, i := range todo {
+		s := items[i].Sock
+		socks[n] = &s
+		settled[n] = errors.New("not looked up")
+	}
+	if err := d.Lookup(socks, func(n int, err error) { settled[n] = err }); err != nil {
+		for n := range settled {
+			settled[n] = errors.Join(settled[n], err)
+		}
+	}
+	for n, i := range todo {
+		switch {
+		case settled[n] != nil:
+			outcome(i, settled[n])
+		case !items[i].Any && !socks[n].HasInfo:
+			outcome(i, errNoInfo)
+		case !items[i].Any && socks[n].SegsIn != items[i].SegsIn:
+			outcome(i, ErrHeard)
+		default:
+			left, fresh, at = append(left, i), append(fresh, socks[n]), append(at, i)
+		}
+	}
+	return left, fresh, at
+}

@@ -10,7 +10,7 @@ import (
 // MAX_TCP_KEEPCNT of net/tcp.h, and an int of milliseconds for the user
 // timeout. Host defaults (sysctl) may lie beyond them.
 const (
-	maxSeconds     = 32767 * time.Second
+	maxTime        = 32767 * time.Second
 	maxProbes      = 127
 	maxUserTimeout = (1<<31 - 1) * time.Millisecond
 )
@@ -57,7 +57,7 @@ func (p Policy) Validate() error {
 }
 
 func checkSeconds(field string, d time.Duration) error {
-	if d < 0 || d > maxSeconds {
+	if d < 0 || d > maxTime {
 		return &PolicyError{field, d.String(), "1s to 32767s",
 			"give a time in that range, or 0 to leave it as it is"}
 	}

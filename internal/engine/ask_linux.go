@@ -24,6 +24,7 @@ const (
 	pollMany    = 5 * time.Millisecond
 	pollLate    = 20 * time.Millisecond
 	eager       = 100 * time.Millisecond // after a question, while answers are most likely
+	patience    = 5 * time.Second        // with what cannot be asked just now
 	deadEvery   = 3 * time.Second        // how often a peer proven dead is asked while silence is waited for
 )
 
@@ -66,7 +67,15 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 		return nil, err
 	}
 	defer r.close()
-	err = r.ask(ctx, 0, nil)
+	err = r.ask(ctx, 0, func(q *inquiry) error {
+		holds, err := q.holds(ctx, false)
+		for _, h := range holds {
+			if h != "" {
+				r.note(false, "release would hold back: %s", h)
+			}
+		}
+		return err
+	})
 	r.finish()
 	return r.snap, err
 }
@@ -312,6 +321,12 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 				if from >= len(rows) {
 					return
 				}
+				if ahead := time.Until(slot); ahead > credit/4 {
+					time.Sleep(ahead)
+				} else if ahead < -credit {
+					slot = time.Now().Add(-credit)
+				}
+				slot = slot.Add(pace)
 				batch := rows[from:min(from+batchLen, len(rows))]
 				targets = targets[:0]
 				for _, i := range batch {
@@ -326,12 +341,6 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 					q.merge(i, results[n], generations)
 				}
 				mu.Unlock()
-				if slot = slot.Add(pace); time.Since(slot) > credit {
-					slot = time.Now().Add(-credit)
-				}
-				if ahead := time.Until(slot); ahead > credit/4 {
-					time.Sleep(ahead)
-				}
 			}
 		})
 	}
@@ -453,6 +462,8 @@ func (q *inquiry) judgeAll(swept stamp) {
 		case a.is(ended), a.verdict == conn.Alive, a.verdict == conn.Stuck, a.is(answered) && a.unanswered == 0:
 			a.set(settled)
 		case a.verdict == conn.Dead && (swept-a.first).span() >= q.hold:
+			a.set(settled)
+		case a.questions == 0 && a.refusal.Passing() && swept.span() > patience:
 			a.set(settled)
 		}
 		if !a.is(settled) {

@@ -12,7 +12,6 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/journal"
-	"deadpeer/internal/probe"
 	"deadpeer/internal/sockdiag"
 )
 
@@ -137,14 +136,14 @@ func (e *Engine) diagnoseRuntime() Finding {
 		return f
 	}
 	orphans, err := journal.Orphans(e.options.RuntimeDir)
-	if err != nil {
-		f.Detail, f.Mend = err.Error(), "make it a folder of your own with mode 0700"
-		return f
-	}
 	n := 0
 	for _, o := range orphans {
 		n += len(o.Records)
 		_ = o.Close() // nothing was written to it
+	}
+	if err != nil {
+		f.Detail, f.Mend = err.Error(), "make it a folder of your own with mode 0700, or remove what is damaged"
+		return f
 	}
 	if f.OK = n == 0; f.OK {
 		f.Detail = "nothing left behind"
@@ -176,77 +175,4 @@ func diagnoseUserNamespaces() Finding {
 		f.Detail = "not allowed to other users than root"
 	}
 	return f
-}
-
-// recover undoes what is in the journals of processes that are gone. The
-// sockets are found by the descriptor noted, and where that is another now, by
-// asking every descriptor of every process for its cookie.
-func (e *Engine) recover(ctx context.Context) (restored int, err error) {
-	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	orphans, err := journal.Orphans(e.options.RuntimeDir)
-	if err != nil || len(orphans) == 0 {
-		return 0, err
-	}
-	lock, err := journal.Lock(ctx, e.options.RuntimeDir)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	a := probe.New(probe.Options{})
-	defer func() { _ = a.Close() }()
-	var holders map[conn.ID][]conn.Owner
-	for _, o := range orphans {
-		var failed error
-		for _, r := range o.Records {
-			t := probe.Target{ID: r.ID, Owners: []conn.Owner{{PID: r.PID, FD: r.FD}}}
-			back := a.Restore(t, r)
-			if errors.Is(back, probe.OwnerGone) || errors.Is(back, probe.Reused) {
-				if holders == nil {
-					if holders, err = e.holders(ctx); err != nil {
-						return restored, err
-					}
-				}
-				if t.Owners = holders[r.ID]; len(t.Owners) == 0 {
-					continue // the socket has ended
-				}
-				back = a.Restore(t, r)
-			}
-			switch {
-			case back == nil:
-				restored++
-			case errors.Is(back, probe.OwnerGone), errors.Is(back, probe.Reused):
-			default:
-				failed = errors.Join(failed, fmt.Errorf("put back settings of connection %s: %w", r.ID, back))
-			}
-		}
-		if failed != nil {
-			err = errors.Join(err, failed, o.Close()) // its journal stays for one who may
-			continue
-		}
-		err = errors.Join(err, o.Remove())
-	}
-	return restored, err
-}
-
-// holders maps every TCP connection of every namespace that can be entered to
-// the descriptors that hold it.
-func (e *Engine) holders(ctx context.Context) (map[conn.ID][]conn.Owner, error) {
-	filter, err := conn.ParseFilter([]string{"state", "all"}, conn.Resolver{})
-	if err != nil {
-		return nil, err
-	}
-	r, err := e.see(ctx, Request{Netns: "all", Filter: filter})
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
-	m := map[conn.ID][]conn.Owner{}
-	for i := range r.snap.table.n {
-		if row := r.snap.table.at(i); row.ownerN > 0 {
-			m[row.sock.ID()] = r.snap.ownersOf(row)
-		}
-	}
-	return m, nil
 }

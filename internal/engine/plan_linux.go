@@ -43,12 +43,17 @@ func (p *Plan) Close() error {
 
 // decide holds every selected connection to the rules of release.
 func (p *Plan) decide(ctx context.Context, q *inquiry) error {
-	holds, err := q.holds(ctx)
+	holds, err := q.holds(ctx, true)
 	if err != nil {
 		return err
 	}
-	for _, h := range holds {
-		if h != "" {
+	for g, h := range holds {
+		switch {
+		case h == "":
+		case q.req.DespiteOutage:
+			q.note(false, "releasing although %s", h)
+			holds[g] = ""
+		default:
 			p.Held = append(p.Held, h)
 		}
 	}
@@ -63,10 +68,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 			Named: q.req.Filter.Names(row.sock.Cookie),
 		}
 		if a.verdict == conn.Dead && a.unanswered > 0 {
-			c.Silence = (a.judged - a.first).span()
-			if !q.req.DespiteOutage {
-				c.Held = holds[a.group]
-			}
+			c.Silence, c.Held = (a.judged - a.first).span(), holds[a.group]
 		}
 		ok, why := release.Decide(c, q.req.Rules)
 		switch {
@@ -94,8 +96,9 @@ func (p *Plan) addNamed(r *run) {
 }
 
 // holds asks of every path with a dead peer whether our own side is what is
-// gone, and gives the reason to hold its releases, or "".
-func (q *inquiry) holds(ctx context.Context) ([]string, error) {
+// gone, and gives the reason to hold its releases, or "". With confirm a
+// gateway that has not been heard of lately is asked, too.
+func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 	type tally map[netip.Addr]bool // peer: nothing but dead
 	tallies := make([]tally, len(q.groups))
 	dead := make([]bool, len(q.groups))
@@ -122,12 +125,15 @@ func (q *inquiry) holds(ctx context.Context) ([]string, error) {
 		if !dead[g] {
 			continue
 		}
-		health, err := q.groups[g].space.paths.Confirm(ctx, q.groups[g].hop)
-		if err != nil {
-			if ctx.Err() != nil {
+		paths, hop := q.groups[g].space.paths, q.groups[g].hop
+		health := paths.Health(hop)
+		if confirm {
+			var err error
+			if health, err = paths.Confirm(ctx, hop); ctx.Err() != nil {
 				return nil, err
+			} else if err != nil {
+				q.note(true, "the next hop could not be asked: %v", err)
 			}
-			q.note(true, "the next hop could not be asked: %v", err)
 		}
 		state := release.PathState{Name: health.Interface, Gone: health.Reason(), Asked: len(tallies[g])}
 		for _, only := range tallies[g] {

@@ -35,6 +35,7 @@ type run struct {
 	spaces map[uint32]*space
 	snap   *Snapshot
 	cookie index
+	hidden string // why some owners may not have been found
 }
 
 // Scan lists the selected connections: state, owners, settings, forecast, and
@@ -227,9 +228,7 @@ func (r *run) findOwners(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find owners: %w", err)
 	}
-	if missing := stats.Missing(); missing != "" {
-		r.note(true, "%s", missing)
-	}
+	r.hidden = stats.Missing()
 	total := 0
 	for _, list := range claims {
 		for _, c := range list {
@@ -296,6 +295,7 @@ func (r *run) subject(i uint32) conn.Subject {
 
 // selectRows drops the rows that the filter cannot match, owners now known.
 func (r *run) selectRows() {
+	ownerless := false
 	for i := range r.snap.table.n {
 		row := r.snap.table.at(i)
 		if row.skip {
@@ -303,6 +303,10 @@ func (r *run) selectRows() {
 		}
 		s := r.subject(i)
 		row.skip = r.req.Filter.Match(&s) == conn.No
+		ownerless = ownerless || !row.skip && row.ownerN == 0 && row.sock.Inode != 0
+	}
+	if ownerless && r.hidden != "" {
+		r.note(true, "some connections show no owner: %s", r.hidden)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"time"
 
+	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/sockdiag"
 	"deadpeer/internal/verdict"
@@ -64,7 +65,7 @@ type Summary struct {
 	ByVerdict   map[conn.Verdict]int
 	Blind       int           // forecast: never
 	Unforeseen  int           // no forecast: values unknown, or no rule for the situation
-	Worst       time.Duration // the longest time to detection among those that have one
+	Worst       time.Duration // the longest time from the last segment to giving up, among those that have one
 	Released    int           // ended by us
 	Planned     int           // would be ended
 	Left        int           // dead, but left alone
@@ -78,13 +79,13 @@ func (s *Summary) Add(c *Connection) {
 	s.Connections++
 	s.ByVerdict[c.Judgement.Verdict]++
 	if conn.Connections.Has(c.Sock.State) {
-		switch f, ok := c.Forecast(); {
-		case !ok:
+		switch f, known := c.Forecast(); {
+		case !known:
 			s.Unforeseen++
 		case !f.GivesUp:
 			s.Blind++
 		default:
-			s.Worst = max(s.Worst, f.Latest)
+			s.Worst = max(s.Worst, forecast.DetectionTime(c.Settings.Policy))
 		}
 	}
 	switch {

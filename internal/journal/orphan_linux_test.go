@@ -1,107 +1,15 @@
 package journal
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// helperEnv makes the test binary do a job in a folder, as another process.
-const helperEnv = "JOURNAL_TEST_HELPER"
-
-func TestMain(m *testing.M) {
-	if job := os.Getenv(helperEnv); job != "" {
-		if err := help(job, os.Getenv("JOURNAL_TEST_DIR")); err != nil {
-			fmt.Println("error", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-// help tells its parent what is durable, line by line, until it is killed.
-func help(job, dir string) error {
-	switch job {
-	case "append":
-		j, err := Open(dir, Options{CompactAt: 8192})
-		if err != nil {
-			return err
-		}
-		for n := uint64(1); ; n++ {
-			if err := j.Append([]Record{reuse(n, 1), keep(n+1_000_000, 60)}); err != nil {
-				return err
-			}
-			fmt.Println("changed", n)
-			fmt.Println("restoring", n+1_000_000)
-			if err := j.Append([]Record{restored(n + 1_000_000)}); err != nil {
-				return err
-			}
-			fmt.Println("restored", n+1_000_000)
-		}
-	case "full":
-		signal.Ignore(unix.SIGXFSZ)
-		j, err := Open(dir, Options{})
-		if err != nil {
-			return err
-		}
-		limit := uint64(headerSize + 4*maxRecordSize)
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-			return err
-		}
-		many := make([]Record, 10)
-		for i := range many {
-			many[i] = keep(uint64(i+100), 60)
-		}
-		if err := j.Append([]Record{keep(1, 60)}); err != nil {
-			return err
-		}
-		if err := j.Append(many); !errors.Is(err, unix.EFBIG) {
-			return fmt.Errorf("over the limit: got %w, want EFBIG", err)
-		}
-		return j.Append([]Record{keep(2, 60)})
-	case "lock":
-		if _, err := Lock(context.Background(), dir); err != nil {
-			return err
-		}
-		fmt.Println("locked")
-		select {}
-	default:
-		return errors.New("no such job: " + job)
-	}
-}
-
-// start runs a helper; its lines come from the scanner.
-func start(t *testing.T, job, dir string) (*exec.Cmd, *bufio.Scanner) {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), helperEnv+"="+job, "JOURNAL_TEST_DIR="+dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd, bufio.NewScanner(out)
-}
 
 func mustOrphans(t *testing.T, dir string) []Orphan {
 	t.Helper()
@@ -362,89 +270,5 @@ func TestOrphansAmongOtherFiles(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != kept {
 			t.Errorf("%s: %v, want kept: %v", name, err, kept)
 		}
-	}
-}
-
-func TestLock(t *testing.T) {
-	dir := runtimeDir(t)
-	cmd, lines := start(t, "lock", dir)
-	if !lines.Scan() || lines.Text() != "locked" {
-		t.Fatalf("helper: %q, %v", lines.Text(), lines.Err())
-	}
-	once, cancel := context.WithCancel(t.Context())
-	cancel()
-	var held *HeldError
-	if _, err := Lock(once, dir); !errors.As(err, &held) || held.PID != cmd.Process.Pid || !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want it held by %d", err, cmd.Process.Pid)
-	}
-	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	if _, err := Lock(short, dir); !errors.As(err, &held) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("got %v, want it held until the deadline", err)
-	}
-
-	// One that waits has it when the holder is killed.
-	type result struct {
-		lock *AskLock
-		err  error
-	}
-	got := make(chan result, 1)
-	go func() {
-		l, err := Lock(t.Context(), dir)
-		got <- result{l, err}
-	}()
-	select {
-	case r := <-got:
-		t.Fatalf("two hold it: %v", r.err)
-	case <-time.After(200 * time.Millisecond):
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	r := <-got
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
-
-	// It excludes others of this process, too, until it is given back.
-	if _, err := Lock(once, dir); !errors.As(err, &held) || held.PID != os.Getpid() {
-		t.Fatalf("got %v, want it held by us", err)
-	}
-	if err := r.lock.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l, err := Lock(once, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestLockFileHostile(t *testing.T) {
-	dir := runtimeDir(t)
-	l, err := Lock(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	once, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, content := range []string{"", "-5", "12345678901234567890", "x\x1b[2J", strings.Repeat("9", 1<<20)} {
-		if err := os.WriteFile(filepath.Join(dir, "ask.lock"), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		var held *HeldError
-		if _, err := Lock(once, dir); !errors.As(err, &held) || held.PID != 0 || strings.Contains(err.Error(), "\x1b") {
-			t.Errorf("%.20q: got %q, want an unknown holder", content, err)
-		}
-	}
-	linked := filepath.Join(t.TempDir(), "other")
-	if err := errors.Join(os.Mkdir(linked, 0o700), os.Symlink("/dev/null", filepath.Join(linked, "ask.lock"))); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Lock(t.Context(), linked); err == nil {
-		t.Error("followed a symlink")
 	}
 }

@@ -150,6 +150,10 @@ func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.
 	var failed error // the rest of a dump is read even so, or it would be taken for the next answer
 	for {
 		b, err := c.receive()
+		if errors.Is(err, unix.ENOBUFS) {
+			failed = errors.Join(failed, errInconsistent) // part was lost, the rest still comes
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,13 @@ import (
 
 // Reason says in words why the judgement came out as it did.
 func (j Judgement) Reason(e Evidence) string {
+	if (j.Why == WhyTooFew || j.Why == WhyTooSoon) && e.Refusal != "" {
+		return j.reason(e) + "; no further question: " + e.Refusal
+	}
+	return j.reason(e)
+}
+
+func (j Judgement) reason(e Evidence) string {
 	switch j.Why {
 	case WhyNotAsked:
 		if e.Refusal != "" {

@@ -1,0 +1,150 @@
+// Package cli is the command line of deadpeer: it reads flags and filters,
+// runs the engine and shows what it found. Data goes to stdout, messages and
+// progress to stderr.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"deadpeer/internal/conn"
+)
+
+// Exit codes.
+const (
+	exitDone      = 0
+	exitFailed    = 1
+	exitUsage     = 2
+	exitPartly    = 3
+	exitPrivilege = 4
+	exitDead      = 10
+	exitSignal    = 130
+)
+
+// exit is an error that carries an exit code. A nil err says nothing more.
+type exit struct {
+	code int
+	err  error
+}
+
+func (e *exit) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exit) Unwrap() error { return e.err }
+
+func usage(err error) error { return &exit{exitUsage, err} }
+
+// app is one invocation.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+	common common
+	found  map[conn.Verdict]int // by the last show
+	left   int
+}
+
+// Run runs the command line and returns the exit code. args leaves out the
+// program's name.
+func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return a.code(ctx, root.ExecuteContext(ctx))
+}
+
+// code reports err and turns it into an exit code.
+func (a *app) code(ctx context.Context, err error) int {
+	var e *exit
+	var filter *conn.FilterError
+	switch {
+	case err == nil:
+		return exitDone
+	case ctx.Err() != nil:
+		a.say("interrupted; everything was put back")
+		return exitSignal
+	case errors.As(err, &filter):
+		a.say("filter: %v\n%s", filter, filter.Pointer())
+		return exitUsage
+	case errors.As(err, &e):
+		if e.err != nil {
+			a.say("%v", e.err)
+		}
+		return e.code
+	case errors.Is(err, os.ErrPermission):
+		a.say("%v", err)
+		return exitPrivilege
+	case errors.Is(err, errors.ErrUnsupported):
+		a.say("%v", err)
+		return exitPrivilege
+	}
+	a.say("%v", err)
+	return exitFailed
+}
+
+func (a *app) say(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "deadpeer: "+format+"\n", args...)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "deadpeer",
+		Short: "Find the TCP connections whose peer is gone, prove it, and release them",
+		Long: `deadpeer finds the TCP connections whose peer is gone, proves it, and releases
+them and whatever they hold.
+
+  scan     list connections and when the kernel would give each up; sends nothing
+  check    ask every connection's peer now whether it is there
+  release  end the connections proven dead
+  doctor   what this kernel and these privileges allow
+  demo     the whole story in throw-away network namespaces
+
+FILTER is the language of ss(8): state established and ( sport = :5432 or
+dst 10.0.0.0/8 ), and besides: verdict = dead, heard > 10m, comm = postgres,
+pid = 42, unit = nginx.service, cookie = 81985529216486895.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 a privilege or kernel
+feature is missing, 10 a dead peer was found (check --exit-code),
+130 interrupted.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		Version:       version(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(fmt.Errorf("%s: %w%s", cmd.CommandPath(), err, suggestFlag(cmd, err)))
+	})
+	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.man())
+	wrapUsage(root)
+	return root
+}
+
+// wrapUsage turns cobra's complaints about arguments into usage errors.
+func wrapUsage(cmd *cobra.Command) {
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, words []string) error {
+			if err := args(cmd, words); err != nil {
+				return usage(fmt.Errorf("%s: %w; see %s --help", cmd.CommandPath(), err, cmd.CommandPath()))
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrapUsage(sub)
+	}
+}

@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/internal/verdict"
+)
+
+// common are the flags of every command that selects connections.
+type common struct {
+	output      string
+	netns       string
+	pid         int
+	comm        string
+	unit        string
+	cgroup      string
+	timeout     duration
+	verbose     bool
+	noColor     bool
+	noOwners    bool
+	fresh       duration
+	stuckAfter  duration
+	leakedAfter duration
+	silence     duration
+}
+
+// duration is a flag in the language of durations: Go's, d and w.
+type duration time.Duration
+
+// String is for help.
+func (d *duration) String() string {
+	if *d == 0 {
+		return ""
+	}
+	return time.Duration(*d).String()
+}
+
+// Set reads the flag.
+func (d *duration) Set(s string) error {
+	v, err := conn.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	if v <= 0 {
+		return fmt.Errorf("%q is not a positive duration", s)
+	}
+	*d = duration(v)
+	return nil
+}
+
+// Type is for help.
+func (*duration) Type() string { return "duration" }
+
+var _ pflag.Value = (*duration)(nil)
+
+func (a *app) addCommon(cmd *cobra.Command, rules bool) {
+	c, f := &a.common, cmd.Flags()
+	f.StringVarP(&c.output, "output", "o", "table", "`format`: table, wide, json or jsonl")
+	f.StringVar(&c.netns, "netns", "current", "network namespace: current, all, a `path` such as /run/netns/NAME, or a pid")
+	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
+	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
+	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
+	f.StringVar(&c.cgroup, "cgroup", "", "only connections of sockets in this cgroup v2 `path`")
+	f.BoolVarP(&c.verbose, "verbose", "v", false, "say how things were found out")
+	f.BoolVar(&c.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
+	f.Var(&c.leakedAfter, "leaked-after", "CLOSE-WAIT for this long is leaked (default 5m)")
+	if !rules {
+		f.Var(&c.fresh, "fresh", "heard within this is alive without asking (default 10s)")
+		return
+	}
+	f.Var(&c.timeout, "timeout", "longest time to go on asking (default 30s)")
+	f.Var(&c.stuckAfter, "stuck-after", "data that does not move for this long is stuck (default 5m)")
+	f.Var(&c.silence, "silence", "unbroken silence a release needs (default 60s)")
+}
+
+// request reads the common flags and the filter.
+func (a *app) request(words []string) (engine.Request, error) {
+	c := a.common
+	switch c.output {
+	case "table", "wide", "json", "jsonl":
+	default:
+		return engine.Request{}, usage(fmt.Errorf("--output: %q is not one of table, wide, json, jsonl", c.output))
+	}
+	filter, err := conn.ParseFilter(words, resolver())
+	if err != nil {
+		return engine.Request{}, err
+	}
+	flags, err := conn.ParseFilter(c.predicates(), resolver())
+	if err != nil {
+		return engine.Request{}, err
+	}
+	filter = filter.And(flags)
+	return engine.Request{
+		Netns:  c.netns,
+		Filter: filter,
+		Rules: verdict.Rules{
+			Silence: time.Duration(c.silence), Fresh: time.Duration(c.fresh),
+			StuckAfter: time.Duration(c.stuckAfter), LeakedAfter: time.Duration(c.leakedAfter),
+		},
+		NoOwners: c.noOwners,
+		Memory:   c.output == "wide",
+		Settings: c.output != "table",
+		Timeout:  time.Duration(c.timeout),
+	}, nil
+}
+
+func resolver() conn.Resolver {
+	return conn.Resolver{
+		Port: func(name string) (uint16, bool) {
+			p, err := net.LookupPort("tcp", name)
+			return uint16(p), err == nil
+		},
+		Interface: func(name string) (uint32, bool) {
+			i, err := net.InterfaceByName(name)
+			if err != nil {
+				return 0, false
+			}
+			return uint32(i.Index), true
+		},
+		Cgroup: cgroupID,
+	}
+}
+
+// suggestFlag finds the flag that an unknown one may have meant.
+func suggestFlag(cmd *cobra.Command, err error) string {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return "; see " + cmd.CommandPath() + " --help"
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	if best := conn.Nearest(unknown.GetSpecifiedName(), names); best != "" {
+		return "; did you mean --" + best + "?"
+	}
+	return "; see " + cmd.CommandPath() + " --help"
+}
+
+// predicates are the flags that select, as words of a filter.
+func (c common) predicates() []string {
+	var words []string
+	add := func(name, value string) {
+		if value != "" {
+			if len(words) > 0 {
+				words = append(words, "and")
+			}
+			words = append(words, name, "=", value)
+		}
+	}
+	if c.pid != 0 {
+		add("pid", strconv.Itoa(c.pid))
+	}
+	add("comm", c.comm)
+	add("unit", c.unit)
+	add("cgroup", c.cgroup)
+	return words
+}

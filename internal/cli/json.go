@@ -1,0 +1,247 @@
+package cli
+
+import (
+	"bufio"
+	"encoding/json"
+	"math"
+	"os"
+	"strconv"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+)
+
+// The JSON contract. 64-bit numbers are strings, what is not known is null,
+// and every time ends in its unit.
+
+type jsonConnection struct {
+	Netns     string        `json:"netns"`
+	Cookie    string        `json:"cookie"`
+	Family    string        `json:"family"`
+	State     string        `json:"state"`
+	Local     string        `json:"local"`
+	Peer      string        `json:"peer"`
+	Inode     uint32        `json:"inode"`
+	UID       uint32        `json:"uid"`
+	Owners    []jsonOwner   `json:"owners"`
+	Policy    jsonPolicy    `json:"policy"`
+	Timer     jsonTimer     `json:"timer"`
+	HeardMS   *int64        `json:"heard_ms"`
+	RTTUS     *uint32       `json:"rtt_us"`
+	RTOMS     *uint32       `json:"rto_ms"`
+	Backoff   *uint8        `json:"backoff"`
+	Unacked   *uint32       `json:"unacked"`
+	SendQueue uint32        `json:"send_queue"`
+	RecvQueue uint32        `json:"recv_queue"`
+	Verdict   string        `json:"verdict"`
+	Reason    string        `json:"reason"`
+	Evidence  *jsonEvidence `json:"evidence"`
+	Forecast  *jsonForecast `json:"forecast"`
+	Session   *struct{}     `json:"session"`
+	Outcome   *jsonOutcome  `json:"outcome,omitempty"`
+}
+
+type jsonOwner struct {
+	PID       int32   `json:"pid"`
+	FD        int32   `json:"fd"`
+	Comm      string  `json:"comm"`
+	Unit      *string `json:"unit"`
+	Container *string `json:"container"`
+}
+
+type jsonPolicy struct {
+	KeepAlive     *bool  `json:"keepalive"`
+	IdleS         *int64 `json:"idle_s"`
+	IntervalS     *int64 `json:"interval_s"`
+	Probes        *int   `json:"probes"`
+	UserTimeoutMS *int64 `json:"user_timeout_ms"`
+	Known         bool   `json:"known"`
+}
+
+type jsonTimer struct {
+	Kind        string  `json:"kind"`
+	ExpiresMS   *uint32 `json:"expires_ms"`
+	Retransmits uint8   `json:"retransmits"`
+}
+
+type jsonEvidence struct {
+	Questions   int      `json:"questions"`
+	Unanswered  int      `json:"unanswered"`
+	SilenceMS   int64    `json:"silence_ms"`
+	AnsweredUS  *int64   `json:"answered_us"`
+	FalseChance *float64 `json:"false_chance"`
+}
+
+type jsonForecast struct {
+	GivesUp bool     `json:"gives_up"`
+	InS     *float64 `json:"in_s"`
+	Rule    string   `json:"rule"`
+	Errno   *string  `json:"errno"`
+}
+
+type jsonOutcome struct {
+	Action string  `json:"action"`
+	Done   bool    `json:"done"`
+	Error  *string `json:"error"`
+}
+
+// encoder turns connections into lines. Names are made printable once.
+type encoder struct {
+	snap  *engine.Snapshot
+	procs map[int32]jsonOwner
+}
+
+func (e *encoder) connection(c *engine.Connection) jsonConnection {
+	s := c.Sock
+	j := jsonConnection{
+		Netns: strconv.FormatUint(uint64(s.NetNS), 10), Cookie: strconv.FormatUint(s.Cookie, 10),
+		Family: s.Family.String(), State: s.State.String(), Local: s.Local().String(), Peer: s.Peer().String(),
+		Inode: s.Inode, UID: s.UID, Owners: make([]jsonOwner, 0, len(c.Owners)), SendQueue: s.SendQueue, RecvQueue: s.RecvQueue,
+		Timer:   jsonTimer{Kind: s.Timer.String(), Retransmits: s.Retransmits},
+		Verdict: c.Judgement.Verdict.String(), Reason: c.Reason(), Policy: policyOf(c),
+	}
+	for _, o := range c.Owners {
+		j.Owners = append(j.Owners, e.owner(o))
+	}
+	if s.Timer != conn.TimerNone {
+		j.Timer.ExpiresMS = &s.TimerMS
+	}
+	if d, ok := s.Heard(); ok {
+		j.HeardMS = ptr(d.Milliseconds())
+		j.RTOMS, j.Backoff, j.Unacked = ptr(s.RTOUS/1000), &s.Backoff, &s.Unacked
+		if s.RTTUS > 0 {
+			j.RTTUS = &s.RTTUS
+		}
+	}
+	if e.snap.Asked {
+		v := c.Evidence
+		j.Evidence = &jsonEvidence{Questions: v.Questions, Unanswered: v.Unanswered, SilenceMS: v.Silence.Milliseconds()}
+		if v.Answered {
+			j.Evidence.AnsweredUS = ptr(v.AnsweredAfter.Microseconds())
+		}
+		if f := c.Judgement.FalseChance; !math.IsNaN(f) {
+			j.Evidence.FalseChance = &f
+		}
+	}
+	if f, ok := c.Forecast(); ok {
+		j.Forecast = &jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
+		if f.GivesUp {
+			j.Forecast.InS, j.Forecast.Errno = ptr(math.Round(f.Earliest.Seconds()*1000)/1000), ptr(f.Errno)
+		}
+	}
+	if o := c.Outcome; o != nil {
+		j.Outcome = &jsonOutcome{Action: o.Action, Done: o.Done}
+		if o.Error != "" {
+			j.Outcome.Error = &o.Error
+		}
+	}
+	return j
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func policyOf(c *engine.Connection) jsonPolicy {
+	p := jsonPolicy{Known: c.Known}
+	if c.KeepAliveKnown {
+		p.KeepAlive = &c.Settings.KeepAlive
+	}
+	if c.Known {
+		s := c.Settings
+		p.IdleS, p.IntervalS = ptr(int64(s.Idle/time.Second)), ptr(int64(s.Interval/time.Second))
+		p.Probes, p.UserTimeoutMS = &c.Settings.Probes, ptr(s.UserTimeout.Milliseconds())
+	}
+	return p
+}
+
+func (e *encoder) owner(o conn.Owner) jsonOwner {
+	j, ok := e.procs[o.PID]
+	if !ok {
+		j.PID = o.PID
+		if p := e.snap.Process(o.PID); p != nil {
+			j.Comm = conn.Printable(p.Comm)
+			if p.Unit != "" {
+				j.Unit = ptr(conn.Printable(p.Unit))
+			}
+			if p.Container != "" {
+				j.Container = ptr(conn.Printable(p.Container))
+			}
+		}
+		e.procs[o.PID] = j
+	}
+	j.FD = o.FD
+	return j
+}
+
+func writeJSONLines(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
+	e := &encoder{snap: snap, procs: map[int32]jsonOwner{}}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	for c := range snap.All() {
+		sum.Add(c)
+		if err := enc.Encode(e.connection(c)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type jsonSummary struct {
+	Connections int            `json:"connections"`
+	Verdicts    map[string]int `json:"verdicts"`
+	Blind       int            `json:"blind"`
+	Unforeseen  int            `json:"without_forecast"`
+	WorstS      *float64       `json:"worst_detection_s"`
+	Released    int            `json:"released"`
+	Planned     int            `json:"planned"`
+	Left        int            `json:"left_alone"`
+}
+
+// writeJSON streams one object; the summary, known last, comes last.
+func writeJSON(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	head, err := json.Marshal(struct {
+		Schema  int    `json:"schema"`
+		Host    string `json:"host"`
+		TakenAt string `json:"taken_at"`
+	}{1, host, snap.TakenAt.Format(time.RFC3339Nano)})
+	if err != nil {
+		return err
+	}
+	_, _ = w.Write(head[:len(head)-1])
+	_, _ = w.WriteString(`,"connections":[`)
+	e := &encoder{snap: snap, procs: map[int32]jsonOwner{}}
+	for c := range snap.All() {
+		if sum.Connections > 0 {
+			_ = w.WriteByte(',')
+		}
+		sum.Add(c)
+		b, err := json.Marshal(e.connection(c))
+		if err != nil {
+			return err
+		}
+		_ = w.WriteByte('\n')
+		_, _ = w.Write(b)
+	}
+	s := jsonSummary{
+		Connections: sum.Connections, Verdicts: map[string]int{}, Blind: sum.Blind, Unforeseen: sum.Unforeseen,
+		Released: sum.Released, Planned: sum.Planned, Left: sum.Left,
+	}
+	for _, v := range conn.Verdicts() {
+		s.Verdicts[v.String()] = sum.ByVerdict[v]
+	}
+	if sum.Worst > 0 {
+		s.WorstS = ptr(sum.Worst.Seconds())
+	}
+	tail, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	_, _ = w.WriteString("],\n\"summary\":")
+	_, _ = w.Write(tail)
+	_, err = w.WriteString("}\n")
+	return err
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+)
+
+func (a *app) scan() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "scan [FILTER...]",
+		Short: "List connections, their policy and when the kernel would give each up",
+		Long: `scan lists TCP connections with their state, owner, what was heard of the peer,
+the keepalive policy in force and when the kernel would give the connection up.
+It sends nothing and changes nothing. Connections of other users' programs show
+their owner and policy only to root.
+
+The foot counts verdicts and the blind: connections the kernel would never give
+up, however long the peer is gone.`,
+		Example: `  sudo deadpeer scan
+  sudo deadpeer scan --netns all 'sport = :5432 and heard > 10m'
+  deadpeer scan -o json | jq '.connections[] | select(.forecast.gives_up == false)'`,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			req, err := a.request(words)
+			if err != nil {
+				return err
+			}
+			snap, err := engine.New(engine.Options{}).Scan(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return a.finish(snap, false)
+		},
+	}
+	a.addCommon(cmd, false)
+	cmd.Flags().BoolVar(&a.common.noOwners, "no-owners", false, "do not look for the processes that hold the connections (faster)")
+	return cmd
+}
+
+func (a *app) check() *cobra.Command {
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "check [FILTER...]",
+		Short: "Ask every selected connection's peer now whether it is there",
+		Long: `check makes the kernel send one zero-length segment on every selected connection,
+the very segment a keepalive probe is, and waits for the answers. A peer that
+answers is alive. One that stays silent is asked again until the chance that a
+living peer kept silent is at most one in a million, and for at least 3 s; then
+it is dead: unreachable from here.
+
+Programs do not notice, and their sockets keep every option and timer. But a
+question can end a connection that is half-open already: a peer that rebooted,
+or a box on the path that forgot the flow, answers with RST.
+
+Never asked, unless the filter names the cookie: your own SSH session, kubelet,
+and connections with both ends on this host.`,
+		Example: `  sudo deadpeer check
+  sudo deadpeer check 'sport = :3050 and heard > 1m'
+  sudo deadpeer check --exit-code 'dst 10.0.0.0/8'   # exits 10 when a dead peer was found`,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			req, err := a.request(words)
+			if err != nil {
+				return err
+			}
+			req.Settings = true
+			done := a.progress(&req)
+			snap, err := engine.New(engine.Options{}).Check(cmd.Context(), req)
+			done()
+			if snap == nil {
+				return err
+			}
+			shown := a.finish(snap, false)
+			switch {
+			case err != nil:
+				return err
+			case shown != nil:
+				return shown
+			case exitCode && a.found[conn.Dead] > 0:
+				return &exit{exitDead, nil}
+			}
+			return nil
+		},
+	}
+	a.addCommon(cmd, true)
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit 10 when a dead peer was found")
+	return cmd
+}
+
+func (a *app) release() *cobra.Command {
+	var yes, despiteOutage, evenAlive bool
+	cmd := &cobra.Command{
+		Use:   "release [FILTER...]",
+		Short: "End the connections whose peer is proven dead",
+		Long: `release asks like check and goes on asking until every dead peer has been silent
+for --silence (60 s: roaming, fail-over and sleeping laptops come back). Then it
+shows its plan, and with --yes ends those connections: the program that holds
+one gets an error on its next call and lets go of whatever it held.
+
+Right before each is ended its identity and evidence are read again; one that
+has heard anything since it was first asked is left alone. Nothing is ended
+over a path that itself seems gone (interface down, gateway silent, most peers
+silent) unless --despite-outage is given: exit code 3 says what was held.`,
+		Example: `  sudo deadpeer release 'sport = :3050'          # the plan
+  sudo deadpeer release --yes 'sport = :3050'
+  sudo deadpeer release --yes --even-alive 'cookie = 81985529216486895'`,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			req, err := a.request(words)
+			if err != nil {
+				return err
+			}
+			if evenAlive && !req.Filter.NamesOne() {
+				return usage(errors.New("--even-alive needs a filter that names one connection: cookie = N"))
+			}
+			req.Settings, req.DespiteOutage, req.EvenAlive = true, despiteOutage, evenAlive
+			return a.runRelease(cmd.Context(), req, yes)
+		},
+	}
+	a.addCommon(cmd, true)
+	f := cmd.Flags()
+	f.BoolVar(&yes, "yes", false, "act; without it only the plan is shown")
+	f.BoolVar(&despiteOutage, "despite-outage", false, "release although our own side of the path seems gone")
+	f.BoolVar(&evenAlive, "even-alive", false, "release the connection the filter names by cookie, whatever its verdict")
+	return cmd
+}
+
+func (a *app) runRelease(ctx context.Context, req engine.Request, yes bool) error {
+	done := a.progress(&req)
+	plan, err := engine.New(engine.Options{}).Plan(ctx, req)
+	done()
+	if plan == nil {
+		return err
+	}
+	defer func() { _ = plan.Close() }()
+	if err != nil {
+		_ = a.finish(plan.Snapshot, true)
+		return err
+	}
+	for _, held := range plan.Held {
+		a.say("held: %s (--despite-outage to go on)", held)
+	}
+	planned := plan.Len()
+	if yes && planned > 0 {
+		err = plan.Act(ctx)
+	}
+	shown := a.finish(plan.Snapshot, true)
+	switch {
+	case err != nil:
+		return err
+	case len(plan.Held) > 0:
+		return &exit{exitPartly, errors.New("some dead connections were held back")}
+	case shown != nil:
+		return shown
+	case yes && a.left > 0:
+		return &exit{exitPartly, fmt.Errorf("%d dead connections were left: the table says why", a.left)}
+	case !yes && planned > 0:
+		a.say("this is the plan; --yes ends %s", count(planned, "connection"))
+	}
+	return nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// finish shows a snapshot and says what was not seen.
+func (a *app) finish(snap *engine.Snapshot, acted bool) error {
+	if err := a.show(snap, acted); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	privilege := false
+	for _, n := range snap.Notes {
+		a.say("%s", n.Text)
+		privilege = privilege || n.Privilege
+	}
+	if privilege && snap.Asked {
+		return &exit{exitPrivilege, errors.New("not everything could be asked; deadpeer doctor says what is missing")}
+	}
+	return nil
+}

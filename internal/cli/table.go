@@ -1,0 +1,352 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/internal/verdict"
+)
+
+// table writes connections as aligned columns and counts at the foot. It
+// walks the snapshot twice, once for the widths, and keeps no line.
+type table struct {
+	wide, colour, asked, acted, owners bool
+
+	snap  *engine.Snapshot
+	cells [maxColumns][]byte
+	names map[int32]string // of processes, printable
+}
+
+const maxColumns = 20
+
+// column is one column: its head, its cell, and whether it is flushed right.
+type column struct {
+	head  string
+	cell  func(t *table, b []byte, c *engine.Connection) []byte
+	right bool
+}
+
+func (t *table) columns() []column {
+	cols := []column{
+		{"VERDICT", verdictCell, false},
+		{"STATE", stateCell, false},
+		{"LOCAL", localCell, false},
+		{"PEER", peerCell, false},
+	}
+	if t.owners {
+		cols = append(cols, column{"OWNER", ownerCell, false})
+	}
+	cols = append(cols, column{"HEARD", heardCell, true})
+	if !t.asked || t.wide {
+		cols = append(cols, column{"KEEPALIVE", keepaliveCell, false})
+	}
+	cols = append(cols, column{"GIVES UP IN", forecastCell, true})
+	if t.wide {
+		cols = append(cols,
+			column{"TIMER", timerCell, false}, column{"RTT", rttCell, true},
+			column{"SEND-Q", sendCell, true}, column{"RECV-Q", recvCell, true},
+			column{"MEMORY", memoryCell, true}, column{"UNIT", unitCell, false},
+			column{"NETNS", netnsCell, false}, column{"COOKIE", cookieCell, false})
+	}
+	if t.asked || t.wide {
+		cols = append(cols, column{"REASON", reasonCell, false})
+	}
+	if t.acted {
+		cols = append(cols, column{"OUTCOME", outcomeCell, false})
+	}
+	return cols
+}
+
+func (t *table) write(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
+	t.snap, t.names = snap, map[int32]string{}
+	cols := t.columns()
+	var widths [maxColumns]int
+	for i, c := range cols {
+		widths[i] = len(c.head)
+	}
+	for c := range snap.All() {
+		sum.Add(c)
+		for i := range cols[:len(cols)-1] {
+			t.cells[i] = cols[i].cell(t, t.cells[i][:0], c)
+			widths[i] = max(widths[i], width(t.cells[i]))
+		}
+	}
+	if sum.Connections > 0 {
+		for i, c := range cols {
+			t.cells[i] = append(t.cells[i][:0], c.head...)
+		}
+		t.line(w, cols, &widths, conn.Verdict(255))
+	}
+	for c := range snap.All() {
+		for i := range cols {
+			t.cells[i] = cols[i].cell(t, t.cells[i][:0], c)
+		}
+		t.line(w, cols, &widths, c.Judgement.Verdict)
+	}
+	return t.foot(w, sum)
+}
+
+// width counts what a terminal shows: escaped text is plain ASCII or letters.
+func width(b []byte) int {
+	n := 0
+	for _, c := range b {
+		if c&0xc0 != 0x80 {
+			n++
+		}
+	}
+	return n
+}
+
+const spaces = "                                                                "
+
+func pad(w *bufio.Writer, n int) {
+	for n > 0 {
+		k := min(n, len(spaces))
+		_, _ = w.WriteString(spaces[:k])
+		n -= k
+	}
+}
+
+func (t *table) line(w *bufio.Writer, cols []column, widths *[maxColumns]int, v conn.Verdict) {
+	for i, c := range cols {
+		gap := widths[i] - width(t.cells[i])
+		if i > 0 {
+			_, _ = w.WriteString("  ")
+		}
+		if c.right {
+			pad(w, gap)
+		}
+		coloured := t.colour && i == 0 && v < 255
+		if coloured {
+			_, _ = w.WriteString(ansi(v))
+		}
+		_, _ = w.Write(t.cells[i])
+		if coloured {
+			_, _ = w.WriteString("\x1b[0m")
+		}
+		if !c.right && i < len(cols)-1 {
+			pad(w, gap)
+		}
+	}
+	_ = w.WriteByte('\n')
+}
+
+// foot counts, and names what is worth knowing: the blind and the slowest.
+func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
+	if sum.Connections == 0 {
+		_, err := fmt.Fprintln(w, "no connections")
+		return err
+	}
+	parts := []string{count(sum.Connections, "connection")}
+	for _, v := range conn.Verdicts() {
+		if n := sum.ByVerdict[v]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, v))
+		}
+	}
+	fmt.Fprintf(w, "\n%s\n", strings.Join(parts, ", "))
+	if sum.Blind > 0 {
+		fmt.Fprintf(w, "%d blind: the kernel would never give them up\n", sum.Blind)
+	} else {
+		fmt.Fprintln(w, "0 blind")
+	}
+	if sum.Worst > 0 {
+		fmt.Fprintf(w, "worst detection time of the others: %s\n", verdict.Duration(sum.Worst))
+	}
+	if sum.Unforeseen > 0 {
+		fmt.Fprintf(w, "%d without a forecast: settings not read, or data in flight\n", sum.Unforeseen)
+	}
+	if t.acted {
+		fmt.Fprintf(w, "released %d, planned %d, dead but left alone %d\n", sum.Released, sum.Planned, sum.Left)
+	}
+	return nil
+}
+
+func verdictCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return append(b, c.Judgement.Verdict.String()...)
+}
+
+func stateCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return append(b, c.Sock.State.String()...)
+}
+
+func localCell(_ *table, b []byte, c *engine.Connection) []byte { return appendAddr(b, c.Sock.Local()) }
+
+func peerCell(_ *table, b []byte, c *engine.Connection) []byte {
+	if c.Sock.State == conn.Listen {
+		return append(b, '-')
+	}
+	return appendAddr(b, c.Sock.Peer())
+}
+
+func appendAddr(b []byte, a netip.AddrPort) []byte {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).AppendTo(b)
+}
+
+// ownerCell names the first owner and counts the others.
+func ownerCell(t *table, b []byte, c *engine.Connection) []byte {
+	if len(c.Owners) == 0 {
+		return append(b, '-')
+	}
+	o := c.Owners[0]
+	b = append(b, t.name(o.PID)...)
+	b = append(b, '[')
+	b = strconv.AppendInt(b, int64(o.PID), 10)
+	b = append(b, ']')
+	if n := len(c.Owners) - 1; n > 0 {
+		b = append(b, '+')
+		b = strconv.AppendInt(b, int64(n), 10)
+	}
+	return b
+}
+
+func (t *table) name(pid int32) string {
+	name, ok := t.names[pid]
+	if !ok {
+		if p := t.snap.Process(pid); p != nil {
+			name = conn.Printable(p.Comm)
+		}
+		t.names[pid] = name
+	}
+	return name
+}
+
+func heardCell(_ *table, b []byte, c *engine.Connection) []byte {
+	if d, ok := c.Sock.Heard(); ok {
+		return appendSpan(b, d)
+	}
+	return append(b, '-')
+}
+
+// appendSpan is verdict.Duration without allocation, in one unit or two.
+func appendSpan(b []byte, d time.Duration) []byte {
+	two := func(x int64, unit byte, y int64, small byte) []byte {
+		b = append(strconv.AppendInt(b, x, 10), unit)
+		if y == 0 {
+			return b
+		}
+		return append(strconv.AppendInt(b, y, 10), small)
+	}
+	s := int64(d / time.Second)
+	switch {
+	case d < time.Second:
+		return append(strconv.AppendInt(b, d.Milliseconds(), 10), "ms"...)
+	case s < 10:
+		b = append(strconv.AppendInt(b, s, 10), '.')
+		b = strconv.AppendInt(b, int64(d/(100*time.Millisecond))%10, 10)
+		return append(b, 's')
+	case s < 100:
+		return append(strconv.AppendInt(b, s, 10), 's')
+	case s < 3600:
+		return two(s/60, 'm', s%60, 's')
+	case s < 86400:
+		return two(s/3600, 'h', s%3600/60, 'm')
+	}
+	return two(s/86400, 'd', s%86400/3600, 'h')
+}
+
+// keepaliveCell shows idle/interval×probes, or what is known without them.
+func keepaliveCell(_ *table, b []byte, c *engine.Connection) []byte {
+	switch s := c.Settings; {
+	case c.Sock.State == conn.Listen:
+		return append(b, '-')
+	case !c.KeepAliveKnown:
+		return append(b, '?')
+	case !s.KeepAlive:
+		b = append(b, "off"...)
+	case !c.Known:
+		return append(b, "on"...)
+	default:
+		b = appendSpan(b, s.Idle)
+		b = append(b, '+')
+		b = strconv.AppendInt(b, int64(s.Probes), 10)
+		b = append(b, "×"...)
+		b = appendSpan(b, s.Interval)
+	}
+	if ut := c.Settings.UserTimeout; c.Known && ut > 0 {
+		b = append(b, ", ut "...)
+		b = appendSpan(b, ut)
+	}
+	return b
+}
+
+func forecastCell(_ *table, b []byte, c *engine.Connection) []byte {
+	switch f, ok := c.Forecast(); {
+	case !ok:
+		return append(b, '?')
+	case !f.GivesUp:
+		return append(b, "never"...)
+	default:
+		return appendSpan(b, f.Earliest)
+	}
+}
+
+func timerCell(_ *table, b []byte, c *engine.Connection) []byte {
+	b = append(b, c.Sock.Timer.String()...)
+	if c.Sock.Timer != conn.TimerNone {
+		b = append(b, ' ')
+		b = appendSpan(b, time.Duration(c.Sock.TimerMS)*time.Millisecond)
+	}
+	return b
+}
+
+func rttCell(_ *table, b []byte, c *engine.Connection) []byte {
+	if c.Sock.RTTUS == 0 {
+		return append(b, '-')
+	}
+	b = strconv.AppendFloat(b, float64(c.Sock.RTTUS)/1000, 'f', 2, 64)
+	return append(b, "ms"...)
+}
+
+func sendCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return strconv.AppendUint(b, uint64(c.Sock.SendQueue), 10)
+}
+
+func recvCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return strconv.AppendUint(b, uint64(c.Sock.RecvQueue), 10)
+}
+
+// memoryCell adds up what the socket has allocated.
+func memoryCell(_ *table, b []byte, c *engine.Connection) []byte {
+	if c.Memory == nil {
+		return append(b, '-')
+	}
+	return strconv.AppendUint(b, uint64(c.Memory.ReceiveAllocated)+uint64(c.Memory.SendQueued)+uint64(c.Memory.Forward), 10)
+}
+
+func unitCell(t *table, b []byte, c *engine.Connection) []byte {
+	if len(c.Owners) > 0 {
+		if p := t.snap.Process(c.Owners[0].PID); p != nil && p.Unit != "" {
+			return append(b, conn.Printable(p.Unit)...)
+		}
+	}
+	return append(b, '-')
+}
+
+func netnsCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return strconv.AppendUint(b, uint64(c.Sock.NetNS), 10)
+}
+
+func cookieCell(_ *table, b []byte, c *engine.Connection) []byte {
+	return strconv.AppendUint(b, c.Sock.Cookie, 10)
+}
+
+func reasonCell(_ *table, b []byte, c *engine.Connection) []byte { return append(b, c.Reason()...) }
+
+func outcomeCell(_ *table, b []byte, c *engine.Connection) []byte {
+	switch o := c.Outcome; {
+	case o == nil:
+		return append(b, '-')
+	case o.Done:
+		return append(b, "released"...)
+	case o.Error == "":
+		return append(b, "planned"...)
+	default:
+		return append(b, o.Error...)
+	}
+}

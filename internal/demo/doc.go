@@ -137,17 +137,15 @@ func (r *Result) Report() Report {
 		j.PhantomForecast = &r.Forecast
 	}
 	if len(r.Verdicts) > 0 && r.Verdicts[0].Peer == r.Phantom {
-		j.PhantomVerdict = ptr(r.Verdicts[0].Verdict.String())
-		j.AskedToVerdictMS = ptr((r.Judged - r.Asked).Milliseconds())
+		j.PhantomVerdict = new(r.Verdicts[0].Verdict.String())
+		j.AskedToVerdictMS = new((r.Judged - r.Asked).Milliseconds())
 	}
 	if r.Reached >= Released {
-		j.ReleasedAfterMS = ptr(r.Released.Milliseconds())
+		j.ReleasedAfterMS = new(r.Released.Milliseconds())
 	}
 	if r.Reached >= Regained {
-		j.LockRegainedAfterMS = ptr(r.Regained.Milliseconds())
+		j.LockRegainedAfterMS = new(r.Regained.Milliseconds())
 		j.BystandersAlive = &r.Alive
 	}
 	return j
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -76,7 +76,7 @@ func (a *app) code(ctx context.Context, err error) int {
 		a.say("interrupted; everything was put back")
 		return exitSignal
 	case errors.As(err, &filter):
-		a.say("filter: %v\n%s", filter, filter.Pointer())
+		a.say("%v\n%s", filter, filter.Pointer())
 		return exitUsage
 	case errors.As(err, &e):
 		if e.err != nil {
@@ -120,18 +120,33 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 130 interrupted.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          noSuchCommand,
 		Version:       version(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage(fmt.Errorf("%s: %w%s", cmd.CommandPath(), err, suggestFlag(cmd, err)))
+		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
 	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.man())
 	wrapUsage(root)
 	return root
+}
+
+// noSuchCommand refuses words that are no command, and says which was meant.
+func noSuchCommand(cmd *cobra.Command, words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	if meant := conn.Nearest(words[0], names); meant != "" {
+		return fmt.Errorf("unknown command %q, did you mean %q", words[0], meant)
+	}
+	return fmt.Errorf("unknown command %q", words[0])
 }
 
 // wrapUsage turns cobra's complaints about arguments into usage errors.
@@ -139,7 +154,7 @@ func wrapUsage(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil {
 		cmd.Args = func(cmd *cobra.Command, words []string) error {
 			if err := args(cmd, words); err != nil {
-				return usage(fmt.Errorf("%s: %w; see %s --help", cmd.CommandPath(), err, cmd.CommandPath()))
+				return usage(fmt.Errorf("%w; see %s --help", err, cmd.CommandPath()))
 			}
 			return nil
 		}

@@ -32,7 +32,7 @@ With -o json, released_after_ms and lock_regained_after_ms count from the cut.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDemo(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVarP(&a.common.output, "output", "o", "table", "`format`: table or json")
+	addOutput(cmd, &a.common.output, "table", "json")
 	f.BoolVar(&a.common.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
 	cmd.AddCommand(a.demoLockServer())
 	return cmd

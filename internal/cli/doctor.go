@@ -33,7 +33,7 @@ is given: then settings left changed are put back.`,
 		},
 	}
 	cmd.Flags().BoolVar(&clean, "clean", false, "put back what a killed deadpeer left changed")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "`format`: table or json")
+	addOutput(cmd, &output, "table", "json")
 	return cmd
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +65,7 @@ var _ pflag.Value = (*duration)(nil)
 
 func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 	c, f := &a.common, cmd.Flags()
-	f.StringVarP(&c.output, "output", "o", "table", "`format`: table, wide, json or jsonl")
+	addOutput(cmd, &c.output, "table", "wide", "json", "jsonl")
 	f.StringVar(&c.netns, "netns", "current", "network namespace: current, all, a `path` such as /run/netns/NAME, or a pid")
 	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
 	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
@@ -80,6 +81,17 @@ func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 	f.Var(&c.timeout, "timeout", "longest time to go on asking (default 30s)")
 	f.Var(&c.stuckAfter, "stuck-after", "data that does not move for this long is stuck (default 5m)")
 	f.Var(&c.silence, "silence", "unbroken silence a release needs (default 60s)")
+}
+
+// addOutput adds --output, the first of the formats being the default.
+func addOutput(cmd *cobra.Command, value *string, formats ...string) {
+	last := len(formats) - 1
+	cmd.Flags().StringVarP(value, "output", "o", formats[0],
+		fmt.Sprintf("`format`: %s or %s", strings.Join(formats[:last], ", "), formats[last]))
+	complete := cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc("output", complete); err != nil {
+		panic(err) // the flag was added just now
+	}
 }
 
 // request reads the common flags and the filter.

@@ -108,8 +108,8 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		j.Timer.ExpiresMS = &s.TimerMS
 	}
 	if d, ok := s.Heard(); ok {
-		j.HeardMS = ptr(d.Milliseconds())
-		j.RTOMS, j.Backoff, j.Unacked = ptr(s.RTOUS/1000), &s.Backoff, &s.Unacked
+		j.HeardMS = new(d.Milliseconds())
+		j.RTOMS, j.Backoff, j.Unacked = new(s.RTOUS/1000), &s.Backoff, &s.Unacked
 		if s.RTTUS > 0 {
 			j.RTTUS = &s.RTTUS
 		}
@@ -118,7 +118,7 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		v := c.Evidence
 		j.Evidence = &jsonEvidence{Questions: v.Questions, Unanswered: v.Unanswered, SilenceMS: v.Silence.Milliseconds()}
 		if v.Answered {
-			j.Evidence.AnsweredUS = ptr(v.AnsweredAfter.Microseconds())
+			j.Evidence.AnsweredUS = new(v.AnsweredAfter.Microseconds())
 		}
 		if f := c.Judgement.FalseChance; !math.IsNaN(f) {
 			j.Evidence.FalseChance = &f
@@ -127,7 +127,7 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 	if f, ok := c.Forecast(); ok {
 		j.Forecast = &jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
 		if f.GivesUp {
-			j.Forecast.InS, j.Forecast.Errno = ptr(math.Round(f.Earliest.Seconds()*1000)/1000), ptr(f.Errno)
+			j.Forecast.InS, j.Forecast.Errno = new(math.Round(f.Earliest.Seconds()*1000)/1000), new(f.Errno)
 		}
 	}
 	if o := c.Outcome; o != nil {
@@ -139,8 +139,6 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 	return j
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func policyOf(c *engine.Connection) jsonPolicy {
 	p := jsonPolicy{Known: c.Known}
 	if c.KeepAliveKnown {
@@ -148,8 +146,8 @@ func policyOf(c *engine.Connection) jsonPolicy {
 	}
 	if c.Known {
 		s := c.Settings
-		p.IdleS, p.IntervalS = ptr(int64(s.Idle/time.Second)), ptr(int64(s.Interval/time.Second))
-		p.Probes, p.UserTimeoutMS = &c.Settings.Probes, ptr(s.UserTimeout.Milliseconds())
+		p.IdleS, p.IntervalS = new(int64(s.Idle/time.Second)), new(int64(s.Interval/time.Second))
+		p.Probes, p.UserTimeoutMS = &c.Settings.Probes, new(s.UserTimeout.Milliseconds())
 	}
 	return p
 }
@@ -161,10 +159,10 @@ func (e *encoder) owner(o conn.Owner) jsonOwner {
 		if p := e.snap.Process(o.PID); p != nil {
 			j.Comm = conn.Printable(p.Comm)
 			if p.Unit != "" {
-				j.Unit = ptr(conn.Printable(p.Unit))
+				j.Unit = new(conn.Printable(p.Unit))
 			}
 			if p.Container != "" {
-				j.Container = ptr(conn.Printable(p.Container))
+				j.Container = new(conn.Printable(p.Container))
 			}
 		}
 		e.procs[o.PID] = j
@@ -234,7 +232,7 @@ func writeJSON(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) erro
 		s.Verdicts[v.String()] = sum.ByVerdict[v]
 	}
 	if sum.Worst > 0 {
-		s.WorstS = ptr(sum.Worst.Seconds())
+		s.WorstS = new(sum.Worst.Seconds())
 	}
 	tail, err := json.Marshal(s)
 	if err != nil {

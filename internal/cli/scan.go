@@ -175,13 +175,18 @@ func (a *app) finish(snap *engine.Snapshot, acted bool) error {
 	if err := a.show(snap, acted); err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
+	if a.common.verbose {
+		for _, how := range snap.How {
+			a.say("%s", how)
+		}
+	}
 	privilege := false
 	for _, n := range snap.Notes {
 		a.say("%s", n.Text)
 		privilege = privilege || n.Privilege
 	}
-	if privilege && snap.Asked {
-		return &exit{exitPrivilege, errors.New("not everything could be asked; deadpeer doctor says what is missing")}
+	if privilege && (snap.Asked || a.common.netns != "current") {
+		return &exit{exitPrivilege, errors.New("not everything could be done; deadpeer doctor says what is missing")}
 	}
 	return nil
 }

@@ -13,14 +13,16 @@ import (
 	"deadpeer/internal/verdict"
 )
 
-// table writes connections as aligned columns and counts at the foot. It
-// walks the snapshot twice, once for the widths, and keeps no line.
+// table writes connections as aligned columns and counts at the foot. The
+// first connections set the widths; a wider cell further down pushes its line.
 type table struct {
 	wide, colour, asked, acted, owners bool
 
-	snap  *engine.Snapshot
-	cells [maxColumns][]byte
-	names map[int32]string // of processes, printable
+	snap   *engine.Snapshot
+	cols   []column
+	widths [maxColumns]int
+	cell   []byte
+	names  map[int32]string // of processes, printable
 }
 
 const maxColumns = 20
@@ -64,32 +66,46 @@ func (t *table) columns() []column {
 }
 
 func (t *table) write(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
-	t.snap, t.names = snap, map[int32]string{}
-	cols := t.columns()
-	var widths [maxColumns]int
-	for i, c := range cols {
-		widths[i] = len(c.head)
+	t.snap, t.cols, t.names = snap, t.columns(), map[int32]string{}
+	if snap.Len() == 0 {
+		return t.foot(w, sum)
 	}
-	for c := range snap.All() {
-		sum.Add(c)
-		for i := range cols[:len(cols)-1] {
-			t.cells[i] = cols[i].cell(t, t.cells[i][:0], c)
-			widths[i] = max(widths[i], width(t.cells[i]))
+	t.measure()
+	_, _ = w.Write(t.head())
+	var sums []*engine.Summary
+	err := writeBlocks(w, snap.Len(), func() func([]byte, int, int) []byte {
+		mine := *t
+		mine.cell, mine.names = nil, map[int32]string{}
+		counts := &engine.Summary{}
+		sums = append(sums, counts)
+		return func(b []byte, from, to int) []byte {
+			for c := range snap.Part(from, to) {
+				counts.Add(c)
+				b = mine.line(b, c)
+			}
+			return b
 		}
+	})
+	if err != nil {
+		return err
 	}
-	if sum.Connections > 0 {
-		for i, c := range cols {
-			t.cells[i] = append(t.cells[i][:0], c.head...)
-		}
-		t.line(w, cols, &widths, conn.Verdict(255))
-	}
-	for c := range snap.All() {
-		for i := range cols {
-			t.cells[i] = cols[i].cell(t, t.cells[i][:0], c)
-		}
-		t.line(w, cols, &widths, c.Judgement.Verdict)
+	for _, s := range sums {
+		sum.Merge(s)
 	}
 	return t.foot(w, sum)
+}
+
+// measure sets the widths of the columns.
+func (t *table) measure() {
+	for i, c := range t.cols {
+		t.widths[i] = len(c.head)
+	}
+	for c := range t.snap.Part(0, min(t.snap.Len(), blockLen)) {
+		for i := range t.cols[:len(t.cols)-1] {
+			t.cell = t.cols[i].cell(t, t.cell[:0], c)
+			t.widths[i] = max(t.widths[i], width(t.cell))
+		}
+	}
 }
 
 // width counts what a terminal shows: escaped text is plain ASCII or letters.
@@ -105,36 +121,47 @@ func width(b []byte) int {
 
 const spaces = "                                                                "
 
-func pad(w *bufio.Writer, n int) {
-	for n > 0 {
-		k := min(n, len(spaces))
-		_, _ = w.WriteString(spaces[:k])
-		n -= k
+func pad(b []byte, n int) []byte {
+	for ; n > len(spaces); n -= len(spaces) {
+		b = append(b, spaces...)
 	}
+	return append(b, spaces[:max(n, 0)]...)
 }
 
-func (t *table) line(w *bufio.Writer, cols []column, widths *[maxColumns]int, v conn.Verdict) {
-	for i, c := range cols {
-		gap := widths[i] - width(t.cells[i])
-		if i > 0 {
-			_, _ = w.WriteString("  ")
-		}
-		if c.right {
-			pad(w, gap)
-		}
-		coloured := t.colour && i == 0 && v < 255
-		if coloured {
-			_, _ = w.WriteString(ansi(v))
-		}
-		_, _ = w.Write(t.cells[i])
-		if coloured {
-			_, _ = w.WriteString("\x1b[0m")
-		}
-		if !c.right && i < len(cols)-1 {
-			pad(w, gap)
+func (t *table) head() (b []byte) {
+	for i := range t.cols {
+		b = t.put(b, i, append(t.cell[:0], t.cols[i].head...))
+	}
+	return append(b, '\n')
+}
+
+func (t *table) line(b []byte, c *engine.Connection) []byte {
+	for i := range t.cols {
+		t.cell = t.cols[i].cell(t, t.cell[:0], c)
+		if i == 0 && t.colour {
+			b = append(b, ansi(c.Judgement.Verdict)...)
+			b = append(t.put(b, i, t.cell), "\x1b[0m"...)
+		} else {
+			b = t.put(b, i, t.cell)
 		}
 	}
-	_ = w.WriteByte('\n')
+	return append(b, '\n')
+}
+
+// put appends a cell of column i.
+func (t *table) put(b []byte, i int, cell []byte) []byte {
+	if i > 0 {
+		b = append(b, "  "...)
+	}
+	gap := t.widths[i] - width(cell)
+	switch {
+	case t.cols[i].right:
+		return append(pad(b, gap), cell...)
+	case i < len(t.cols)-1:
+		return pad(append(b, cell...), gap)
+	default:
+		return append(b, cell...)
+	}
 }
 
 // foot counts, and names what is worth knowing: the blind and the slowest.

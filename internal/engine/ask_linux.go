@@ -118,7 +118,9 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 	if err := q.prepare(); err != nil {
 		return err
 	}
+	start := time.Now()
 	err = q.loop(ctx)
+	r.how(start, "asked %s", count(q.asked, "connection"))
 	r.countRefusals()
 	if err == nil && then != nil {
 		err = then(q)
@@ -145,11 +147,10 @@ func (q *inquiry) prepare() error {
 			row.ask.set(settled)
 			continue
 		}
-		space := q.spaces[s.NetNS]
-		route, err := space.paths.Route(s.Peer().Addr().Unmap(), path.RouteKey{Local: s.Local().Addr().Unmap(), Interface: s.Interface, Mark: s.Mark})
+		route, err := q.route(row)
 		switch {
 		case err != nil:
-			return fmt.Errorf("find the path to %s: %w", s.Peer().Addr(), err)
+			return err
 		case route.Local && !q.req.Filter.Names(s.Cookie):
 			row.ask.protection = bothEndsHere
 		case route.Missing:
@@ -160,22 +161,60 @@ func (q *inquiry) prepare() error {
 			row.ask.set(settled)
 			continue
 		}
-		key := groupKey{s.NetNS, route.Hop}
-		g, ok := q.groupOf[key]
-		if !ok {
-			if len(q.groups) == math.MaxUint16 {
-				return fmt.Errorf("more than %d next hops", math.MaxUint16)
-			}
-			g = uint16(len(q.groups))
-			q.groupOf[key] = g
-			q.groups = append(q.groups, group{space: space, hop: route.Hop})
-			q.snap.fails = append(q.snap.fails, verdict.Fail{})
+		if row.ask.group, err = q.group(s.NetNS, route.Hop); err != nil {
+			return err
 		}
-		row.ask.group = g
 		q.pending = append(q.pending, i)
 	}
 	q.epoch = time.Now()
 	return nil
+}
+
+func (q *inquiry) route(row *row) (path.Route, error) {
+	s := &row.sock
+	from := path.RouteKey{Local: s.Local().Addr().Unmap(), Interface: s.Interface, Mark: s.Mark}
+	route, err := q.spaces[s.NetNS].paths.Route(s.Peer().Addr().Unmap(), from)
+	if err != nil {
+		return route, fmt.Errorf("find the path to %s: %w", s.Peer().Addr(), err)
+	}
+	return route, nil
+}
+
+// group gives the number of a path, a new one where it has none.
+func (q *inquiry) group(netns uint32, hop path.Hop) (uint16, error) {
+	key := groupKey{netns, hop}
+	g, ok := q.groupOf[key]
+	if !ok {
+		if len(q.groups) == math.MaxUint16 {
+			return 0, fmt.Errorf("more than %d next hops", math.MaxUint16)
+		}
+		g = uint16(len(q.groups))
+		q.groupOf[key] = g
+		q.groups = append(q.groups, group{space: q.spaces[netns], hop: hop})
+		q.snap.fails = append(q.snap.fails, verdict.Fail{})
+	}
+	return g, nil
+}
+
+// reroute finds the path of a connection anew, before the first question after
+// spoilt ones, and reports whether there is one.
+func (q *inquiry) reroute(row *row) (bool, error) {
+	a := &row.ask
+	route, err := q.route(row)
+	if err != nil {
+		return false, err
+	}
+	if route.Missing {
+		if a.last = q.now(); a.refusal != probe.NoRoute {
+			a.refusal, a.first = probe.NoRoute, a.last
+		}
+		return false, nil
+	}
+	if a.refusal == probe.NoRoute {
+		a.refusal = probe.NotRefused
+	}
+	a.group, err = q.group(row.sock.NetNS, route.Hop)
+	return err == nil, err
 }
 
 // mayAsk reports whether the connection is of a kind that is asked at all.
@@ -214,7 +253,11 @@ func (q *inquiry) loop(ctx context.Context) error {
 		if len(q.pending) == 0 || time.Now().After(deadline) {
 			break
 		}
-		if due := q.due(); len(due) > 0 {
+		due, err := q.due()
+		if err != nil {
+			return err
+		}
+		if len(due) > 0 {
 			if err := q.put(ctx, due); err != nil {
 				return err
 			}
@@ -271,19 +314,28 @@ func (q *inquiry) dueAt(row *row) stamp {
 
 // due lists the rows to ask now: the silent, and with them the living of the
 // same paths as controls.
-func (q *inquiry) due() []uint32 {
+func (q *inquiry) due() ([]uint32, error) {
 	now := q.now()
 	var due []uint32
-	silent := make([]bool, len(q.groups))
+	silent := map[uint16]bool{}
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
-		silent[row.ask.group] = silent[row.ask.group] || row.ask.verdict != conn.Dead
 		if now >= q.dueAt(row) && !row.ask.is(outstanding) {
+			if row.ask.questions > 0 && row.ask.unanswered == 0 {
+				if ok, err := q.reroute(row); err != nil {
+					return nil, err
+				} else if !ok {
+					continue
+				}
+			}
 			due = append(due, i)
+		}
+		if row.ask.verdict != conn.Dead {
+			silent[row.ask.group] = true
 		}
 	}
 	for g := range q.groups {
-		if !silent[g] {
+		if !silent[uint16(g)] {
 			continue
 		}
 		for _, i := range q.groups[g].controls {
@@ -292,7 +344,7 @@ func (q *inquiry) due() []uint32 {
 			}
 		}
 	}
-	return due
+	return due, nil
 }
 
 // put puts one question to every row. One process per host does so at a time.
@@ -316,6 +368,9 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 			var targets []probe.Target
 			var results [batchLen]probe.Result
 			slot := time.Now()
+			// The next round may give its connections to another asker. What
+			// the journal was not told is put back twice, which does no harm.
+			defer func() { _ = a.Flush() }()
 			for ctx.Err() == nil {
 				from := int(next.Add(batchLen)) - batchLen
 				if from >= len(rows) {
@@ -332,7 +387,7 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 				for _, i := range batch {
 					row := q.snap.table.at(i)
 					targets = append(targets, probe.Target{
-						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: !row.policy, Reuses: row.ask.is(reuses),
+						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: row.settings == 0, Reuses: row.ask.is(reuses),
 					})
 				}
 				a.Ask(targets, func(n int, r probe.Result) { results[n] = r })
@@ -365,13 +420,28 @@ func (q *inquiry) merge(i uint32, r probe.Result, generations []uint32) {
 	if a.clear(reuses); r.Reuses {
 		a.set(reuses)
 	}
+	if r.State != 0 && !r.Ended {
+		row.sock.State = r.State
+	}
+	if a.questions == 0 {
+		a.base = row.sock.SegsIn
+	}
 	switch {
 	case r.Ended:
-		a.set(ended)
+		if a.set(ended); r.SegsIn == a.base {
+			a.set(gaveUp)
+		}
 		a.last = q.now()
 		a.questions = max(a.questions, 1)
 	case r.Refusal.Passing():
 		a.refusal, a.last = r.Refusal, q.now()
+		if r.Refusal == probe.TooFresh && a.questions == 0 && r.SegsIn != a.base {
+			a.set(settled) // heard since we looked
+		}
+	case r.Refusal == probe.OwnerGone, r.Refusal == probe.Reused:
+		a.refusal, a.last = r.Refusal, q.now()
+		a.questions = max(a.questions, 1)
+		a.set(outstanding) // look what has become of it
 	case r.Refusal != probe.NotRefused:
 		a.refusal, a.last = r.Refusal, q.now()
 		a.set(settled)
@@ -457,13 +527,20 @@ func (q *inquiry) judgeAll(swept stamp) {
 			a.unanswered = 0
 			a.clear(outstanding)
 		}
+		if a.refusal == probe.OwnerGone || a.refusal == probe.Reused {
+			a.unanswered = 0 // nobody was asked to the end
+			a.set(settled)
+		}
 		q.judge(i, row, swept)
 		switch {
+		case verdict.Transient(row.sock.State):
+			a.set(settled)
 		case a.is(ended), a.verdict == conn.Alive, a.verdict == conn.Stuck, a.is(answered) && a.unanswered == 0:
 			a.set(settled)
 		case a.verdict == conn.Dead && (swept-a.first).span() >= q.hold:
 			a.set(settled)
-		case a.questions == 0 && a.refusal.Passing() && swept.span() > patience:
+		case a.questions == 0 && a.refusal.Passing() && swept.span() > patience,
+			a.refusal == probe.NoRoute && a.last > a.first+stampOf(patience):
 			a.set(settled)
 		}
 		if !a.is(settled) {
@@ -487,10 +564,8 @@ func (q *inquiry) judge(i uint32, row *row, at stamp) {
 	a.judged = at
 	j := verdict.Judge(q.snap.evidence(i, row), q.req.Rules)
 	a.verdict, a.why = j.Verdict, j.Why
-	a.clear(known)
-	if !math.IsNaN(j.FalseChance) {
-		a.chance = float32(j.FalseChance)
-		a.set(known)
+	if a.chance = 0; !math.IsNaN(j.FalseChance) {
+		a.chance = max(float32(j.FalseChance), math.SmallestNonzeroFloat32)
 	}
 }
 
@@ -512,15 +587,20 @@ func (q *inquiry) progress() {
 
 // countRefusals notes what more privilege would have allowed to ask.
 func (r *run) countRefusals() {
-	var n [256]int
-	for i := range r.snap.table.n {
-		if row := r.snap.table.at(i); !row.skip {
-			n[row.ask.refusal]++
-		}
-	}
+	n := r.refusals()
 	for refusal, count := range n {
 		if f := probe.Refusal(refusal); count > 0 && f.Privilege() {
 			r.note(true, "%d connections were not asked: %v", count, f)
 		}
 	}
+}
+
+// refusals counts the selected connections by why they could not be asked.
+func (r *run) refusals() (n [256]int) {
+	for i := range r.snap.table.n {
+		if row := r.snap.table.at(i); !row.skip {
+			n[row.ask.refusal]++
+		}
+	}
+	return n
 }

@@ -48,7 +48,7 @@ const (
 	vanished                      // and nobody holds it any more
 	counted                       // among the controls of its path
 	settled                       // nothing more to ask
-	known                         // falseChance was computed
+	gaveUp                        // and nothing had arrived with the end
 	reuses                        // carries SO_REUSEADDR
 )
 
@@ -57,7 +57,7 @@ func (a *asking) set(f flags)     { a.flags |= f }
 func (a *asking) clear(f flags)   { a.flags &^= f }
 
 func (a *asking) falseChance() float64 {
-	if !a.is(known) {
+	if a.chance == 0 { // never computed, since no chance is
 		return math.NaN()
 	}
 	return float64(a.chance)
@@ -94,7 +94,8 @@ func (s *Snapshot) evidence(i uint32, r *row) verdict.Evidence {
 	e := verdict.Evidence{
 		State: sock.State, HeardKnown: sock.HasInfo, Sent: ms(sock.LastDataSent),
 		SendQueue: sock.SendQueue, ZeroWindow: sock.HasWindow && sock.SendWindow == 0,
-		Refusal: s.refusal(a), Ended: a.is(ended), Vanished: a.is(vanished),
+		Refusal: s.refusal(a), Ended: a.is(ended), Vanished: a.is(vanished), GaveUp: a.is(gaveUp),
+		Spoke:     a.refusal == probe.TooFresh && a.is(settled),
 		Orphan:    sock.Inode == 0,
 		Questions: int(a.questions), Answered: a.is(answered), AnsweredAfter: time.Duration(a.answeredUS) * time.Microsecond,
 	}

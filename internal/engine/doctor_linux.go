@@ -88,7 +88,7 @@ func count(n int, what string) string {
 
 // diagnoseGetfd takes a duplicate of a descriptor of our own.
 func diagnoseGetfd() Finding {
-	f := Finding{What: "reach the sockets of running programs (pidfd_getfd)"}
+	f := Finding{What: "reach the sockets of running programs (pidfd_getfd)", Detail: "the kernel has it"}
 	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err == nil {
 		defer func() { _ = unix.Close(pidfd) }()

@@ -2,154 +2,214 @@ package engine
 
 import (
 	"context"
-	"net"
-	"net/netip"
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"deadpeer/internal/conn"
+	"deadpeer/internal/probe"
 	"deadpeer/internal/testnet"
 	"deadpeer/internal/verdict"
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+// roleVariable makes the test binary another deadpeer, see child.
+const roleVariable = "DEADPEER_TEST_ROLE"
 
-// world is a server host with connections from two client hosts: near stays
-// reachable, far can be cut off.
-type world struct {
-	t       *testing.T
-	net     *testnet.Net
-	server  *testnet.Host
-	near    *testnet.Host
-	far     *testnet.Host
-	toNear  *testnet.Link
-	toFar   *testnet.Link
-	engine  *Engine
-	dir     string
-	clients map[netip.AddrPort]*net.TCPConn // by their own address
-	servers map[netip.AddrPort]net.Conn     // by the client's address
-}
-
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
+func TestMain(m *testing.M) {
+	if os.Getenv(roleVariable) != "" {
+		os.Exit(runRole())
 	}
+	os.Exit(testnet.Main(m))
 }
 
-func ok(t *testing.T, err error) {
-	t.Helper()
+// role is what a child does: check, plan or scan, once or several times.
+type role struct {
+	Do      string
+	Netns   string
+	Dir     string
+	Filter  string
+	Times   int
+	Rules   verdict.Rules
+	KillAt  probe.Step // kill -9 of itself when this step
+	KillNth int        // comes for the nth time, from 0
+	Kin     bool       // stays a child of the test, whose sockets it then protects
+	Parent  int        // set on the way: the process to be orphaned by
+}
+
+func (r role) String() string {
+	b, err := json.Marshal(r)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
+	return string(b)
 }
 
-func newWorld(t *testing.T) *world {
+// line is what a child says of a connection.
+type line struct {
+	Round    int
+	Peer     string
+	Cookie   uint64
+	State    string
+	Verdict  string
+	Why      verdict.Why
+	Reason   string
+	Owners   int
+	Known    bool
+	Released bool
+	Notes    []string // of the last line only, which tells of no connection
+	Held     []string
+	Last     bool
+}
+
+func runRole() int {
+	var r role
+	if err := json.Unmarshal([]byte(os.Getenv(roleVariable)), &r); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if !r.Kin && r.Parent == 0 {
+		// An orphan does not have the test among its ancestors.
+		r.Parent = os.Getpid()
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), roleVariable+"="+r.String())
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
+	for r.Parent != 0 && os.Getppid() == r.Parent {
+		time.Sleep(time.Millisecond)
+	}
+	if err := r.run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func (r role) run(ctx context.Context) error {
+	filter, err := conn.ParseFilter(strings.Fields(r.Filter), conn.Resolver{})
+	if err != nil {
+		return err
+	}
+	nth := 0
+	e := New(Options{RuntimeDir: r.Dir, Step: func(s probe.Step) {
+		if s != r.KillAt {
+			return
+		}
+		if nth++; nth > r.KillNth {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}})
+	req := Request{Netns: r.Netns, Filter: filter, Rules: r.Rules}
+	out := json.NewEncoder(os.Stdout)
+	last := line{Last: true}
+	for round := range max(r.Times, 1) {
+		var snap *Snapshot
+		switch r.Do {
+		case "scan":
+			snap, err = e.Scan(ctx, req)
+		case "check":
+			snap, err = e.Check(ctx, req)
+		case "release":
+			var plan *Plan
+			if plan, err = e.Plan(ctx, req); err == nil {
+				err = plan.Act(ctx)
+				_ = plan.Close()
+				snap, last.Held = plan.Snapshot, plan.Held
+			}
+		default:
+			err = fmt.Errorf("no role %q", r.Do)
+		}
+		if err != nil {
+			return err
+		}
+		for _, n := range snap.Notes {
+			last.Notes = append(last.Notes, n.Text)
+		}
+		for c := range snap.All() {
+			err := out.Encode(line{
+				Round: round, Peer: unmap(c.Sock.Peer()).String(), Cookie: c.Sock.Cookie, State: c.Sock.State.String(), Verdict: c.Judgement.Verdict.String(),
+				Why: c.Judgement.Why, Reason: c.Reason(), Owners: len(c.Owners), Known: c.Known, Released: c.Outcome != nil && c.Outcome.Done,
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return out.Encode(last)
+}
+
+// child is another deadpeer process in a role. It is named in a way that
+// users can run who may not enter the folder it lies in.
+func (w *world) child(r role, env ...string) *exec.Cmd {
+	w.t.Helper()
+	if r.Netns == "" {
+		r.Netns = w.nsPath()
+	}
+	if r.Dir == "" {
+		r.Dir = w.dir
+	}
+	cmd := exec.CommandContext(w.t.Context(), "/proc/self/exe")
+	cmd.Env = append(append(os.Environ(), roleVariable+"="+r.String()), env...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// lines runs a child to its end.
+func lines(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), clients: map[netip.AddrPort]*net.TCPConn{}, servers: map[netip.AddrPort]net.Conn{}}
-	ok(t, os.Chmod(w.dir, 0o700))
-	w.net = must(testnet.New(t.Context()))(t)
-	t.Cleanup(func() { ok(t, w.net.Close()) })
-	w.server = must(w.net.Host("server"))(t)
-	w.near = must(w.net.Host("near"))(t)
-	w.far = must(w.net.Host("far"))(t)
-	w.toNear = must(w.net.Connect(w.server, w.near))(t)
-	w.toFar = must(w.net.Connect(w.server, w.far))(t)
-	w.engine = New(Options{RuntimeDir: w.dir})
-	return w
-}
-
-// connect opens n connections from a client host to the server.
-func (w *world) connect(network string, client *testnet.Host, n int) {
-	w.t.Helper()
-	link := w.toNear
-	if client == w.far {
-		link = w.toFar
+	list, last = untilEOF(t, cmd)
+	if !last.Last {
+		t.Errorf("the helper did not come to its end")
 	}
-	addr := link.IPv4(w.server)
-	if network == "tcp6" {
-		addr = link.IPv6(w.server)
+	return list, last
+}
+
+// untilEOF waits until nobody holds the output open any more.
+func untilEOF(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
+	t.Helper()
+	out, err := cmd.Output()
+	if err != nil {
+		t.Errorf("helper: %v", err)
 	}
-	l := must(w.server.Listen(w.t.Context(), network, netip.AddrPortFrom(addr, 0).String()))(w.t)
-	defer func() { _ = l.Close() }()
-	for range n {
-		c := must(client.Dial(w.t.Context(), network, l.Addr().String()))(w.t)
-		s := must(l.Accept())(w.t)
-		_ = s.(*net.TCPConn).SetKeepAlive(false)
-		w.t.Cleanup(func() { _, _ = c.Close(), s.Close() })
-		from := c.LocalAddr().(*net.TCPAddr).AddrPort()
-		w.clients[from], w.servers[from] = c, s
+	for text := range strings.Lines(string(out)) {
+		var l line
+		if err := json.Unmarshal([]byte(text), &l); err != nil {
+			t.Errorf("helper said %q: %v", text, err)
+		}
+		if l.Last {
+			return list, l
+		}
+		list = append(list, l)
 	}
+	return list, last
 }
 
-// on runs f on a thread inside the server's namespace, as a user there would.
-func (w *world) request() Request {
-	return Request{Netns: w.nsPath()}
-}
-
-func (w *world) nsPath() string {
-	return "/proc/self/fd/" + itoa(w.server.NS().Fd())
-}
-
-func itoa(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + itoa(n%10)
-}
-
-func (w *world) check(ctx context.Context, r Request) map[netip.AddrPort]Connection {
-	w.t.Helper()
-	snap := must(w.engine.Check(ctx, r))(w.t)
-	return byPeer(snap)
-}
-
-func byPeer(snap *Snapshot) map[netip.AddrPort]Connection {
-	m := map[netip.AddrPort]Connection{}
-	for c := range snap.All() {
-		m[unmap(c.Sock.Peer())] = *c
-	}
-	return m
-}
-
-func (w *world) isFar(a netip.AddrPort) bool {
-	return a.Addr() == w.toFar.IPv4(w.far) || a.Addr() == w.toFar.IPv6(w.far)
-}
-
-func TestCheckHalfCut(t *testing.T) {
-	t.Parallel()
-	for _, network := range []string{"tcp4", "tcp6"} {
-		t.Run(network, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.connect(network, w.near, 100)
-			w.connect(network, w.far, 100)
-			ok(t, w.toFar.Cut())
-			start := time.Now()
-			got := w.check(t.Context(), w.request())
-			took := time.Since(start)
-			if len(got) != 200 {
-				t.Fatalf("%d connections, want 200", len(got))
-			}
-			for peer, c := range got {
-				want := conn.Alive
-				if w.isFar(peer) {
-					want = conn.Dead
-				}
-				if c.Judgement.Verdict != want {
-					t.Errorf("%s: %s (%s), want %s", peer, c.Judgement.Verdict, c.Reason(), want)
-				}
-			}
-			t.Logf("took %s", took)
-			if took > 6*time.Second {
-				t.Errorf("took %s, want at most 6 s", took)
-			}
-		})
+// killed runs a child that kills itself.
+func killed(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if list, last := untilEOF(t, cmd); last.Last || len(list) > 0 {
+		t.Fatalf("the helper came to its end")
 	}
 }
 
-var _ = verdict.Rules{}
+func asNobody(cmd *exec.Cmd) *exec.Cmd {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	return cmd
+}
+
+const nobody = 65534
+
+func port(n uint16) string { return ":" + strconv.Itoa(int(n)) }

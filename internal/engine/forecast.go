@@ -12,6 +12,14 @@ import (
 // no rule known to us applies (data in flight, handshake, closing), or when
 // the values it needs are not known.
 func (c *Connection) Forecast() (f forecast.Forecast, ok bool) {
+	if !c.foreseen {
+		c.forecast, c.foreseeable = c.foresee()
+		c.foreseen = true
+	}
+	return c.forecast, c.foreseeable
+}
+
+func (c *Connection) foresee() (f forecast.Forecast, ok bool) {
 	s := c.Sock
 	heard, told := s.Heard()
 	idle := s.State == conn.Established || s.State == conn.CloseWait || s.State == conn.FinWait2 && s.Inode != 0

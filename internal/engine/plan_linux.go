@@ -3,9 +3,11 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/probe"
 	"deadpeer/internal/release"
 )
 
@@ -56,6 +58,9 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 		default:
 			p.Held = append(p.Held, h)
 		}
+	}
+	if n := q.refusals()[probe.NoRoute]; n > 0 {
+		p.Held = append(p.Held, fmt.Sprintf("no route leads to the peers of %s: our own side may be what is gone", count(n, "connection")))
 	}
 	for i := range q.snap.table.n {
 		row := q.snap.table.at(i)

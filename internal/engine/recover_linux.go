@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/probe"
+	"deadpeer/internal/procfd"
 )
 
 // recover undoes what is in the journals of processes that are gone. A
@@ -30,10 +33,11 @@ func (e *Engine) recover(ctx context.Context) (restored int, err error) {
 	for _, o := range orphans {
 		failed := lockErr
 		for _, r := range o.Records {
-			if failed = errors.Join(failed, ctx.Err()); failed != nil {
+			if lockErr != nil || ctx.Err() != nil {
+				failed = errors.Join(lockErr, ctx.Err())
 				break
 			}
-			failed = undo.record(ctx, r)
+			failed = errors.Join(failed, undo.record(ctx, r))
 		}
 		if failed == nil {
 			failed = o.Remove()
@@ -48,7 +52,7 @@ func (e *Engine) recover(ctx context.Context) (restored int, err error) {
 type undoer struct {
 	e        *Engine
 	asker    *probe.Asker
-	holders  map[conn.ID][]conn.Owner // nil until needed
+	holders  map[uint64][]conn.Owner // of all sockets, by cookie; nil until needed
 	restored int
 }
 
@@ -60,11 +64,11 @@ func (u *undoer) record(ctx context.Context, r journal.Record) error {
 	err := u.asker.Restore(target, r)
 	if hasEnded(err) {
 		if u.holders == nil {
-			if u.holders, err = u.e.holders(ctx); err != nil {
+			if err := u.find(ctx); err != nil {
 				return err
 			}
 		}
-		if target.Owners = u.holders[r.ID]; len(target.Owners) == 0 {
+		if target.Owners = u.holders[r.ID.Cookie]; len(target.Owners) == 0 {
 			return nil
 		}
 		err = u.asker.Restore(target, r)
@@ -82,23 +86,23 @@ func hasEnded(err error) bool {
 	return errors.Is(err, probe.OwnerGone) || errors.Is(err, probe.Reused)
 }
 
-// holders maps every TCP connection of every namespace that can be entered to
-// the descriptors that hold it.
-func (e *Engine) holders(ctx context.Context) (map[conn.ID][]conn.Owner, error) {
-	filter, err := conn.ParseFilter([]string{"state", "all"}, conn.Resolver{})
+// find asks every descriptor of every process for its cookie. Listing sockets
+// by namespace would miss those in namespaces that no process lives in.
+func (u *undoer) find(ctx context.Context) error {
+	workers := runtime.GOMAXPROCS(0)
+	owners := make([][]conn.Owner, workers)
+	options := procfd.SocketsOptions{Workers: workers}
+	_, err := procfd.New(u.e.options.ProcRoot).Sockets(ctx, options, func(worker int, _ uint32, o conn.Owner) {
+		owners[worker] = append(owners[worker], o)
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r, err := e.see(ctx, Request{Netns: "all", Filter: filter})
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
-	m := map[conn.ID][]conn.Owner{}
-	for i := range r.snap.table.n {
-		if row := r.snap.table.at(i); row.ownerN > 0 {
-			m[row.sock.ID()] = r.snap.ownersOf(row)
+	u.holders = map[uint64][]conn.Owner{}
+	for _, o := range slices.Concat(owners...) {
+		if cookie, ok := u.asker.Cookie(o); ok {
+			u.holders[cookie] = append(u.holders[cookie], o)
 		}
 	}
-	return m, nil
+	return nil
 }

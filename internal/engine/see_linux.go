@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -36,6 +35,9 @@ type run struct {
 	snap   *Snapshot
 	cookie index
 	hidden string // why some owners may not have been found
+
+	settingsMu sync.Mutex // guards settingsAt and snap.settings
+	settingsAt map[keepalive.Settings]uint32
 }
 
 // Scan lists the selected connections: state, owners, settings, forecast, and
@@ -48,7 +50,9 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 		return nil, err
 	}
 	defer r.close()
-	r.readSettings(ctx)
+	start := time.Now()
+	n := r.readSettings(ctx)
+	r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))
 	r.finish()
 	return r.snap, ctx.Err()
 }
@@ -65,7 +69,7 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	}
 	req.Rules = req.Rules.WithDefaults()
 	r := &run{
-		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{},
+		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[keepalive.Settings]uint32{},
 		snap: &Snapshot{
 			TakenAt: time.Now(), Rules: req.Rules, processes: map[int32]*conn.Process{},
 			outcomes: map[uint32]Outcome{}, hz: e.options.HZ,
@@ -79,13 +83,17 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	if err := r.open(); err != nil {
 		return nil, err
 	}
+	start := time.Now()
 	if err := r.dump(ctx); err != nil {
 		return nil, err
 	}
-	if !req.NoOwners || req.Filter.NeedsOwners() {
+	r.how(start, "listed %s in %s by sock_diag", count(int(r.snap.table.n), "connection"), count(len(r.spaces), "network namespace"))
+	start = time.Now()
+	if r.snap.table.n > 0 && (!req.NoOwners || req.Filter.NeedsOwners()) {
 		if err := r.findOwners(ctx); err != nil {
 			return nil, err
 		}
+		r.how(start, "found the owners in %s", e.options.ProcRoot)
 	}
 	r.selectRows()
 	return r, nil
@@ -148,9 +156,15 @@ func (r *run) note(privilege bool, format string, args ...any) {
 	r.snap.Notes = append(r.snap.Notes, Note{Text: fmt.Sprintf(format, args...), Privilege: privilege})
 }
 
+// how says how something was found out, and how long that took.
+func (r *run) how(start time.Time, format string, args ...any) {
+	r.snap.How = append(r.snap.How, fmt.Sprintf(format, args...)+" in "+verdict.Duration(time.Since(start)))
+}
+
 // dump fills the table with what the kernel lists and the filter may match.
 func (r *run) dump(ctx context.Context) error {
 	t := &r.snap.table
+	cookie := t.cookie
 	subject := conn.Subject{}
 	for _, s := range r.spaces {
 		first := t.n
@@ -158,6 +172,7 @@ func (r *run) dump(ctx context.Context) error {
 			States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory,
 			Restart: func() {
 				t.truncate(first)
+				r.cookie.rebuild(t.n, cookie)
 				r.snap.memory = r.snap.memory[:min(first, uint32(len(r.snap.memory)))]
 			},
 		}
@@ -166,8 +181,13 @@ func (r *run) dump(ctx context.Context) error {
 			if r.req.Filter.Match(&subject) == conn.No {
 				return nil
 			}
-			_, row := t.add()
+			// A dump that resumes in the middle of a bucket may list a socket twice.
+			if _, twice := r.find(sock.ID()); twice {
+				return nil
+			}
+			i, row := t.add()
 			row.sock = *sock
+			r.cookie.insert(sock.Cookie, i, cookie)
 			if m != nil {
 				r.snap.memory = append(r.snap.memory, *m)
 			}
@@ -176,16 +196,6 @@ func (r *run) dump(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-	}
-	// A dump that resumes in the middle of a bucket may list a socket twice.
-	r.cookie = newIndex(t.n)
-	for i := range t.n {
-		row := t.at(i)
-		if _, twice := r.find(row.sock.ID()); twice {
-			row.skip = true
-			continue
-		}
-		r.cookie.insert(row.sock.Cookie, i)
 	}
 	return nil
 }
@@ -200,71 +210,38 @@ func (r *run) find(id conn.ID) (i uint32, ok bool) {
 	return i, ok
 }
 
-// claim is an owner found for a row.
+// claim is an owner found for a socket.
 type claim struct {
-	row   uint32
+	inode uint32
 	owner conn.Owner
 }
 
+// claimBatch claims of one worker are joined with the table at a time.
+const claimBatch = 256
+
 // findOwners joins the descriptors of all processes with the table, by inode.
 func (r *run) findOwners(ctx context.Context) error {
-	t := &r.snap.table
-	byInode := newIndex(t.n)
-	for i := range t.n {
-		if row := t.at(i); row.sock.Inode != 0 && !row.skip {
-			byInode.insert(uint64(row.sock.Inode), i)
-		}
-	}
+	j := newJoin(&r.snap.table)
 	workers := runtime.GOMAXPROCS(0)
-	claims := make([][]claim, workers)
+	batches := make([][]claim, workers)
 	stats, err := r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
-		byInode.find(uint64(inode), func(i uint32) bool {
-			if t.at(i).sock.Inode == inode {
-				claims[worker] = append(claims[worker], claim{i, o})
-			}
-			return false // inode numbers wrap: the cookie decides when asked
-		})
+		b := append(batches[worker], claim{inode, o})
+		if len(b) == claimBatch {
+			j.add(b)
+			b = b[:0]
+		}
+		batches[worker] = b
 	})
 	if err != nil {
 		return fmt.Errorf("find owners: %w", err)
 	}
 	r.hidden = stats.Missing()
-	total := 0
-	for _, list := range claims {
-		for _, c := range list {
-			if row := t.at(c.row); row.ownerN < ^uint16(0) {
-				row.ownerN++
-				total++
-			}
-		}
+	for _, b := range batches {
+		j.add(b)
 	}
-	r.snap.ownerList = make([]conn.Owner, total)
-	next := uint32(0)
-	for i := range t.n {
-		row := t.at(i)
-		row.owners = next
-		next += uint32(row.ownerN)
-		row.ownerN = 0
-	}
-	for _, list := range claims {
-		for _, c := range list {
-			row := t.at(c.row)
-			if at := row.owners + uint32(row.ownerN); row.ownerN < ^uint16(0) && at < uint32(total) {
-				r.snap.ownerList[at] = c.owner
-				row.ownerN++
-			}
-		}
-	}
-	for i := range t.n {
-		if owners := r.snap.ownersOf(t.at(i)); len(owners) > 1 {
-			slices.SortFunc(owners, func(a, b conn.Owner) int {
-				if a.PID != b.PID {
-					return int(a.PID - b.PID)
-				}
-				return int(a.FD - b.FD)
-			})
-		}
-		for _, o := range r.snap.ownersOf(t.at(i)) {
+	r.snap.owners = j.gather()
+	for i := range r.snap.table.n {
+		for _, o := range r.snap.ownersOf(r.snap.table.at(i)) {
 			r.process(o.PID)
 		}
 	}
@@ -295,14 +272,17 @@ func (r *run) subject(i uint32) conn.Subject {
 
 // selectRows drops the rows that the filter cannot match, owners now known.
 func (r *run) selectRows() {
+	needed := r.req.Filter.NeedsOwners() // else dump has told it to every connection
+	if !needed && r.hidden == "" {
+		return
+	}
 	ownerless := false
 	for i := range r.snap.table.n {
 		row := r.snap.table.at(i)
-		if row.skip {
-			continue
+		if needed {
+			s := r.subject(i)
+			row.skip = r.req.Filter.Match(&s) == conn.No
 		}
-		s := r.subject(i)
-		row.skip = r.req.Filter.Match(&s) == conn.No
 		ownerless = ownerless || !row.skip && row.ownerN == 0 && row.sock.Inode != 0
 	}
 	if ownerless && r.hidden != "" {
@@ -316,6 +296,7 @@ func (r *run) finish() {
 	if snap.hz == 0 {
 		snap.hz = hz()
 	}
+	snap.order = make([]uint32, 0, snap.table.n)
 	for i := range snap.table.n {
 		row := snap.table.at(i)
 		if row.skip {
@@ -339,13 +320,14 @@ func (r *run) finish() {
 
 // readSettings reads the keepalive settings of the selected connections from
 // duplicates of their descriptors: of all when the request says so, else only
-// where the pending timer does not tell already that keepalive is off.
-func (r *run) readSettings(ctx context.Context) {
+// where the pending timer does not tell already that keepalive is off. It
+// gives how many were read.
+func (r *run) readSettings(ctx context.Context) (n int) {
 	t := &r.snap.table
 	var rows []uint32
 	for i := range t.n {
 		row := t.at(i)
-		if row.skip || row.ownerN == 0 || row.policy || row.sock.State == conn.Listen {
+		if row.skip || row.ownerN == 0 || row.settings != 0 || row.sock.State == conn.Listen {
 			continue
 		}
 		if on, known := keepaliveByTimer(&row.sock); r.req.Settings || on || !known {
@@ -366,15 +348,27 @@ func (r *run) readSettings(ctx context.Context) {
 			}
 		}
 	}, nil)
-	if n := denied[0] + denied[1]; n > 0 {
-		r.note(true, "keepalive settings of %d connections could not be read (needs CAP_SYS_PTRACE, or the same user)", n)
+	failed := denied[0] + denied[1]
+	if failed > 0 {
+		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user)", count(failed, "connection"))
 	}
+	return len(rows) - failed
 }
 
+// learn books the settings of a row, of which there are few different ones.
 func (r *run) learn(row *row, s keepalive.Settings, known bool) {
-	if known {
-		row.settings, row.policy = compact(s), true
+	if !known {
+		return
 	}
+	r.settingsMu.Lock()
+	defer r.settingsMu.Unlock()
+	at, ok := r.settingsAt[s]
+	if !ok {
+		r.snap.settings = append(r.snap.settings, s)
+		at = uint32(len(r.snap.settings))
+		r.settingsAt[s] = at
+	}
+	row.settings = at
 }
 
 // askers work side by side; more only wait for the same locks in the kernel.

@@ -14,13 +14,15 @@ import (
 // Snapshot is what a run saw and judged. It is not changed afterwards.
 type Snapshot struct {
 	TakenAt time.Time
-	Asked   bool   // by Check or Plan
-	Notes   []Note // what could not be seen or done, for people
+	Asked   bool     // by Check or Plan
+	Notes   []Note   // what could not be seen or done, for people
+	How     []string // by what means things were found out, for the curious
 	Rules   verdict.Rules
 
 	table     table
-	order     []uint32 // rows shown
-	ownerList []conn.Owner
+	order     []uint32             // rows shown
+	owners    []conn.Owner         // of connections that have several
+	settings  []keepalive.Settings // each that was met, once
 	processes map[int32]*conn.Process
 	memory    []sockdiag.Memory
 	fails     []verdict.Fail // what the controls of each path tell
@@ -46,7 +48,11 @@ type Connection struct {
 	Judgement      verdict.Judgement
 	Outcome        *Outcome // nil unless something was done, or planned
 
-	hz int
+	hz          int
+	outcome     Outcome // what Outcome points to
+	forecast    forecast.Forecast
+	foreseen    bool // forecast was made
+	foreseeable bool
 }
 
 // Reason says in words why the verdict is what it is.
@@ -99,15 +105,36 @@ func (s *Summary) Add(c *Connection) {
 	}
 }
 
+// Merge adds what another Summary has counted.
+func (s *Summary) Merge(o *Summary) {
+	if s.ByVerdict == nil {
+		s.ByVerdict = map[conn.Verdict]int{}
+	}
+	for v, n := range o.ByVerdict {
+		s.ByVerdict[v] += n
+	}
+	s.Connections += o.Connections
+	s.Blind += o.Blind
+	s.Unforeseen += o.Unforeseen
+	s.Worst = max(s.Worst, o.Worst)
+	s.Released += o.Released
+	s.Planned += o.Planned
+	s.Left += o.Left
+}
+
 // Len is the number of connections.
 func (s *Snapshot) Len() int { return len(s.order) }
 
 // All yields every connection. The Connection is the caller's to keep only
 // until the next one.
-func (s *Snapshot) All() iter.Seq[*Connection] {
+func (s *Snapshot) All() iter.Seq[*Connection] { return s.Part(0, s.Len()) }
+
+// Part is All from one number of connection up to another. Parts may be read
+// at the same time.
+func (s *Snapshot) Part(from, to int) iter.Seq[*Connection] {
 	return func(yield func(*Connection) bool) {
 		var c Connection
-		for _, i := range s.order {
+		for _, i := range s.order[from:to] {
 			s.fill(&c, i)
 			if !yield(&c) {
 				return
@@ -122,9 +149,9 @@ func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes[pid] }
 // fill derives everything shown of row i.
 func (s *Snapshot) fill(c *Connection, i uint32) {
 	r := s.table.at(i)
-	*c = Connection{hz: s.hz, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.policy}
-	if r.policy {
-		c.Settings, c.KeepAliveKnown = r.settings.public(), true
+	*c = Connection{hz: s.hz, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
+	if c.Known {
+		c.Settings, c.KeepAliveKnown = s.settings[r.settings-1], true
 	} else {
 		c.Settings.KeepAlive, c.KeepAliveKnown = keepaliveByTimer(&r.sock)
 	}
@@ -138,12 +165,16 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
 	}
 	if o, ok := s.outcomes[i]; ok {
-		c.Outcome = &o
+		c.outcome = o
+		c.Outcome = &c.outcome
 	}
 }
 
 func (s *Snapshot) ownersOf(r *row) []conn.Owner {
-	return s.ownerList[r.owners : r.owners+uint32(r.ownerN)]
+	if r.ownerN > 1 {
+		return s.owners[r.owners:][:r.ownerN]
+	}
+	return r.owner[:r.ownerN]
 }
 
 // keepaliveByTimer tells from the pending timer whether keepalive is on: an
@@ -159,23 +190,4 @@ func keepaliveByTimer(s *conn.Sock) (on, known bool) {
 		return false, true
 	}
 	return false, false
-}
-
-func (v settings) public() keepalive.Settings {
-	return keepalive.Settings{
-		KeepAlive: v.keepalive,
-		Policy: keepalive.Policy{
-			Idle:        time.Duration(v.idle) * time.Second,
-			Interval:    time.Duration(v.interval) * time.Second,
-			Probes:      int(v.probes),
-			UserTimeout: time.Duration(v.userTimeout) * time.Millisecond,
-		},
-	}
-}
-
-func compact(s keepalive.Settings) settings {
-	return settings{
-		idle: uint32(s.Idle / time.Second), interval: uint32(s.Interval / time.Second),
-		probes: uint8(s.Probes), keepalive: s.KeepAlive, userTimeout: uint32(s.UserTimeout / time.Millisecond),
-	}
 }

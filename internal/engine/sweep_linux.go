@@ -47,8 +47,10 @@ func (q *inquiry) sweep(ctx context.Context) error {
 		row.ask.clear(outstanding)
 		row.ask.set(ended)
 		target := probe.Target{ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row)}
-		if !q.askers[0].Ended(target) {
+		if segsIn, closed := q.askers[0].Ended(target); !closed {
 			row.ask.set(vanished)
+		} else if segsIn == row.ask.base {
+			row.ask.set(gaveUp)
 		}
 	}
 	return nil
@@ -123,6 +125,10 @@ func (q *inquiry) reread(i uint32, fresh *conn.Sock) {
 	row := q.snap.table.at(i)
 	if fresh.State != row.sock.State {
 		row.sock.State, row.sock.Inode = fresh.State, fresh.Inode
+	}
+	if row.ask.refusal != probe.NotRefused { // looked at for its state only
+		row.ask.clear(outstanding)
+		return
 	}
 	if fresh.SegsIn == row.ask.base {
 		if verdict.Transient(fresh.State) && !row.ask.is(counted) {

@@ -18,20 +18,12 @@ type table struct {
 // row is one connection: as first seen, and what asking it has brought.
 type row struct {
 	sock     conn.Sock
-	settings settings
 	ask      asking
-	owners   uint32 // first of its owners in run.owners
+	owner    [1]conn.Owner // the first that was found
+	owners   uint32        // where all of them are in Snapshot.owners, when there are several
+	settings uint32        // one more than where they are in Snapshot.settings; 0 while not known
 	ownerN   uint16
 	skip     bool // fails the filter; stays only because rows do not move
-	policy   bool // settings are known
-}
-
-// settings are keepalive.Settings without padding.
-type settings struct {
-	idle, interval uint32 // seconds
-	userTimeout    uint32 // milliseconds
-	probes         uint8
-	keepalive      bool
 }
 
 func (t *table) at(i uint32) *row { return &t.chunks[i/chunkLen][i%chunkLen] }
@@ -48,22 +40,21 @@ func (t *table) add() (uint32, *row) {
 	return i, r
 }
 
+// cookie is the key of row i for an index by cookie.
+func (t *table) cookie(i uint32) uint64 { return t.at(i).sock.Cookie }
+
+// inode is the key of row i for an index by inode.
+func (t *table) inode(i uint32) uint64 { return uint64(t.at(i).sock.Inode) }
+
 // truncate forgets the rows from n on.
 func (t *table) truncate(n uint32) { t.n = n }
 
 // index finds rows by a 64-bit key. Open addressing with linear probing over
-// row numbers plus one: four bytes a place, and the keys stay in the rows.
+// row numbers plus one: four bytes a place, and the keys stay in the rows. The
+// zero index is empty.
 type index struct {
 	places []uint32
-	mask   uint32
-}
-
-func newIndex(n uint32) index {
-	size := uint32(16)
-	for size < n+n/2 {
-		size *= 2
-	}
-	return index{places: make([]uint32, size), mask: size - 1}
+	n      uint32
 }
 
 // spread is the finalizer of MurmurHash3: cookies and inodes are sequential.
@@ -75,18 +66,47 @@ func spread(key uint64) uint32 {
 }
 
 // find calls match with the rows that may have the key until it returns true.
-func (x index) find(key uint64, match func(i uint32) bool) {
-	for p := spread(key) & x.mask; x.places[p] != 0; p = (p + 1) & x.mask {
+func (x *index) find(key uint64, match func(i uint32) bool) {
+	if x.n == 0 {
+		return
+	}
+	mask := uint32(len(x.places) - 1)
+	for p := spread(key) & mask; x.places[p] != 0; p = (p + 1) & mask {
 		if match(x.places[p] - 1) {
 			return
 		}
 	}
 }
 
-func (x index) insert(key uint64, i uint32) {
-	p := spread(key) & x.mask
+// insert adds row i; keyOf gives the keys of those already there.
+func (x *index) insert(key uint64, i uint32, keyOf func(i uint32) uint64) {
+	if int(x.n) >= len(x.places)/4*3 {
+		old := x.places
+		*x = index{places: make([]uint32, max(16, 2*len(old)))}
+		for _, place := range old {
+			if place != 0 {
+				x.put(keyOf(place-1), place-1)
+			}
+		}
+	}
+	x.put(key, i)
+}
+
+func (x *index) put(key uint64, i uint32) {
+	mask := uint32(len(x.places) - 1)
+	p := spread(key) & mask
 	for x.places[p] != 0 {
-		p = (p + 1) & x.mask
+		p = (p + 1) & mask
 	}
 	x.places[p] = i + 1
+	x.n++
+}
+
+// rebuild forgets all rows but the first n.
+func (x *index) rebuild(n uint32, keyOf func(i uint32) uint64) {
+	clear(x.places)
+	x.n = 0
+	for i := range n {
+		x.put(keyOf(i), i)
+	}
 }

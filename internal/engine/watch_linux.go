@@ -2,7 +2,6 @@ package engine
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,30 +16,28 @@ const (
 // scheduler kept us waiting, or the host was suspended (CLOCK_BOOTTIME goes
 // on, CLOCK_MONOTONIC does not).
 type watch struct {
-	count atomic.Uint32
-	stop  chan struct{}
-	done  sync.WaitGroup
+	mu     sync.Mutex
+	last   time.Time // of the last look
+	asleep time.Duration
+	count  uint32
+	stop   chan struct{}
+	done   sync.WaitGroup
 }
 
 func newWatch() *watch {
-	w := &watch{stop: make(chan struct{})}
+	w := &watch{last: time.Now(), asleep: suspended(), stop: make(chan struct{})}
 	w.done.Go(w.run)
 	return w
 }
 
 func (w *watch) run() {
-	last, asleep := time.Now(), suspended()
 	for {
 		select {
 		case <-w.stop:
 			return
 		case <-time.After(watchEvery):
+			w.gaps()
 		}
-		now, sleep := time.Now(), suspended()
-		if now.Sub(last) > watchEvery+gapLimit || sleep-asleep > gapLimit {
-			w.count.Add(1)
-		}
-		last, asleep = now, sleep
 	}
 }
 
@@ -53,8 +50,18 @@ func suspended() time.Duration {
 	return time.Duration(boot.Nano() - mono.Nano())
 }
 
-// gaps counts the standstills so far.
-func (w *watch) gaps() uint32 { return w.count.Load() }
+// gaps counts the standstills so far. It looks itself, so that whoever comes
+// out of one and judges before the watch has run knows of it.
+func (w *watch) gaps() uint32 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now, asleep := time.Now(), suspended()
+	if now.Sub(w.last) > watchEvery+gapLimit || asleep-w.asleep > gapLimit {
+		w.count++
+	}
+	w.last, w.asleep = now, asleep
+	return w.count
+}
 
 func (w *watch) close() {
 	close(w.stop)

@@ -90,7 +90,7 @@ var refusalTexts = [refusalEnd]string{
 	ValuesOutOfRange: "its keepalive values could not be put back",
 	InFlight:         "data is in flight, so keepalive is silent",
 	TooFresh:         "heard less than a second ago",
-	ChangedMeanwhile: "its program changed its keepalive options meanwhile",
+	ChangedMeanwhile: "its program changed it meanwhile",
 	JournalFailed:    "the journal could not be written",
 	Failed:           "the kernel refused the question",
 }

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -71,8 +72,12 @@ func refusalOf(err error) Refusal {
 	}
 }
 
+// lingerLimit is how long Close waits for closes that linger.
+const lingerLimit = 100 * time.Millisecond
+
 // release closes the duplicate. If the owner closed its own meanwhile, ours
-// is the last, and with SO_LINGER closing may block: then it is done aside.
+// is the last, and with SO_LINGER closing may block for as long as that says
+// (inet_release): then it is done aside.
 func (a *Asker) release(h held) {
 	var linger unix.Linger
 	n := uint32(unsafe.Sizeof(linger))

@@ -29,6 +29,7 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 		record  journal.Record
 		result  Result
 		segsOut uint32
+		changed bool // the options are ours now
 		sent    bool
 	}
 	var batch []pending
@@ -54,7 +55,7 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 	a.step(StepJournalled)
 	for n := range batch {
 		p := &batch[n]
-		p.segsOut = a.fire(targets[p.i], p.record, &p.result)
+		p.segsOut, p.changed = a.fire(targets[p.i], p.record, &p.result)
 	}
 	a.step(StepAsked)
 	for range tickTries {
@@ -62,7 +63,7 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 		left := 0
 		for n := range batch {
 			p := &batch[n]
-			if p.sent || p.result.Refusal != NotRefused {
+			if p.sent || !p.changed {
 				continue
 			}
 			if p.sent = a.probeWentOut(targets[p.i], p.segsOut); !p.sent {
@@ -76,8 +77,12 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 	a.records = a.records[:0]
 	for n := range batch {
 		p := &batch[n]
-		switch err := a.Restore(targets[p.i], p.record); {
-		case err == nil || errors.Is(err, OwnerGone):
+		var err error
+		if p.changed {
+			err = a.Restore(targets[p.i], p.record)
+		}
+		switch {
+		case err == nil, errors.Is(err, OwnerGone), errors.Is(err, Reused):
 			a.records = append(a.records, journal.Record{Kind: journal.Restored, ID: p.record.ID, PID: p.record.PID, FD: p.record.FD})
 		case p.result.Refusal == NotRefused:
 			p.result.Refusal = Failed
@@ -111,6 +116,7 @@ func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 	in, infoOK := h.info(&a.buf)
 	s, err := keepalive.GetFD(uintptr(h.fd))
 	r.Settings, r.Known = s, err == nil
+	r.State, r.SegsIn, r.HeardMS, r.At = in.state, in.segsIn, in.heardMS, time.Now()
 	switch {
 	case !ok || !infoOK || err != nil:
 		r.Refusal = Failed
@@ -122,7 +128,7 @@ func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 		r.Refusal = UserTimeoutSet
 	case s.Idle < time.Second || s.Idle > maxSeconds || s.Interval < time.Second || s.Interval > maxSeconds || s.Probes > maxProbes:
 		r.Refusal = ValuesOutOfRange
-	case int(in.probes)+1 >= s.Probes:
+	case int(in.probes)+cost(in, s) >= s.Probes:
 		r.Refusal = ProbesExhausted
 	case in.unacked != 0:
 		r.Refusal = InFlight
@@ -135,13 +141,22 @@ func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 	}, r
 }
 
+// cost is by how much a question raises the kernel's count of unanswered
+// probes. Putting TCP_KEEPIDLE back makes a timer that is due fire once more.
+func cost(in info, s keepalive.Settings) int {
+	if s.KeepAlive && time.Duration(in.heardMS)*time.Millisecond >= s.Idle-time.Second {
+		return 2
+	}
+	return 1
+}
+
 // fire makes the keepalive timer fire at the next tick: TCP_KEEPIDLE re-arms
 // it from the time already idle (tcp_sock_set_keepidle_locked). The count
 // goes up first, so that the probe can never be the last.
-func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32) {
+func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32, changed bool) {
 	var h held
 	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
-		return 0
+		return 0, false
 	}
 	defer a.release(h)
 	s, err := keepalive.GetFD(uintptr(h.fd))
@@ -149,23 +164,35 @@ func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32) {
 	switch {
 	case err != nil || !ok:
 		r.Refusal = Failed
-		return 0
+		return 0, false
+	case in.state == conn.Close:
+		r.Ended, r.State, r.SegsIn = true, in.state, in.segsIn
+		return 0, false
 	case s.KeepAlive != was.KeepAlive || s.UserTimeout != 0 || int32(s.Idle/time.Second) != was.Idle ||
 		int32(s.Interval/time.Second) != was.Interval || int32(s.Probes) != was.Probes:
 		r.Refusal = ChangedMeanwhile
-		return 0
+		return 0, false
 	}
-	r.SegsIn, r.HeardMS, r.At = in.segsIn, in.heardMS, time.Now()
-	err = errors.Join(
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, maxProbes),
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1),
-		h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1),
-	)
-	if err != nil {
-		r.Refusal = Failed
+	r.State, r.SegsIn, r.HeardMS, r.At = in.state, in.segsIn, in.heardMS, time.Now()
+	for _, o := range ours() {
+		if h.set(o.level, o.name, o.value) != nil {
+			r.Refusal = Failed
+			break
+		}
 	}
-	return in.segsOut
+	return in.segsOut, true
+}
+
+type option struct{ level, name, value int }
+
+// ours are the options as a question sets them, in that order.
+func ours() [4]option {
+	return [...]option{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, maxProbes},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1},
+	}
 }
 
 func (a *Asker) probeWentOut(t Target, segsOut uint32) bool {
@@ -175,11 +202,13 @@ func (a *Asker) probeWentOut(t Target, segsOut uint32) bool {
 	}
 	defer a.release(h)
 	in, ok := h.info(&a.buf)
-	return !ok || in.segsOut != segsOut || in.state == conn.Close
+	// With data in flight what went out was that, and the timer keeps silent.
+	return !ok || in.segsOut != segsOut && in.unacked == 0 || in.state == conn.Close
 }
 
-// Restore puts back what a record says. OwnerGone and Reused mean that none of
-// the target's descriptors holds the socket any more.
+// Restore puts back what a record says, but for keepalive options that are not
+// as a question sets them: those its program has set meanwhile. OwnerGone and
+// Reused mean that none of the target's descriptors holds the socket any more.
 func (a *Asker) Restore(t Target, r journal.Record) error {
 	h, refusal := a.hold(t)
 	if refusal != NotRefused {
@@ -193,12 +222,18 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 	if r.KeepAlive {
 		on = 1
 	}
-	// Off goes first, so that no timer fires by values half put back; the
+	// Off goes first, and the interval before the idle time that makes the
+	// timer start again, so that it never runs by values half put back; the
 	// count goes last, so that no probe already out is one too many.
-	return errors.Join(
-		h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, on),
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(r.Idle)),
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(r.Interval)),
-		h.set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int(r.Probes)),
-	)
+	set := ours()
+	var errs []error
+	for _, o := range [...]struct {
+		was   option
+		value int
+	}{{set[2], on}, {set[1], int(r.Interval)}, {set[3], int(r.Idle)}, {set[0], int(r.Probes)}} {
+		if now, ok := h.get(o.was.level, o.was.name); !ok || now == o.was.value && now != o.value {
+			errs = append(errs, h.set(o.was.level, o.was.name, o.value))
+		}
+	}
+	return errors.Join(errs...)
 }

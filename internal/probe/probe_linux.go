@@ -43,11 +43,10 @@ func New(o Options) *Asker {
 	return &Asker{options: o, pidfds: map[int32]int{}}
 }
 
-// Close tells the journal what was put back, releases the process descriptors
-// and waits for lingering closes.
-func (a *Asker) Close() error {
-	a.forgetAll()
-	a.closing.Wait()
+// Flush tells the journal what was put back. Before another Asker asks the
+// same connections it must have been called, or what it tells later would
+// undo what the other has written.
+func (a *Asker) Flush() error {
 	if len(a.restored) == 0 {
 		return nil
 	}
@@ -55,6 +54,23 @@ func (a *Asker) Close() error {
 	a.restored = a.restored[:0]
 	a.step(StepForgotten)
 	return err
+}
+
+// Close flushes and releases the process descriptors. A close that lingers,
+// because the program has closed its own descriptor meanwhile, is left to end
+// by itself.
+func (a *Asker) Close() error {
+	a.forgetAll()
+	closed := make(chan struct{})
+	go func() { // ends with the last lingering close
+		a.closing.Wait()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(lingerLimit):
+	}
+	return a.Flush()
 }
 
 // Target is a connection to ask, with the descriptors that may hold it.
@@ -68,11 +84,12 @@ type Target struct {
 
 // Result is what came of one question.
 type Result struct {
-	Refusal  Refusal   // NotRefused when the question was put
-	At       time.Time // when, with the monotonic clock
-	SegsIn   uint32    // segments received before it; more since then is an answer
-	HeardMS  uint32    // since anything was heard before it, milliseconds
-	Ended    bool      // the socket is CLOSED although its program still holds it: reset
+	Refusal  Refusal    // NotRefused when the question was put
+	At       time.Time  // when, with the monotonic clock
+	SegsIn   uint32     // segments received before it; more since then is an answer
+	HeardMS  uint32     // since anything was heard before it, milliseconds
+	State    conn.State // of the socket before it, 0 when not known
+	Ended    bool       // the socket is CLOSED although its program still holds it: reset, or given up
 	Method   Method
 	Reuses   bool               // the socket carries SO_REUSEADDR
 	Settings keepalive.Settings // the socket's own, when asked for
@@ -93,16 +110,33 @@ func (a *Asker) Settings(t Target) (keepalive.Settings, Refusal) {
 	return s, NotRefused
 }
 
+// Cookie reads the cookie of the socket a descriptor holds. ok is false when it
+// could not be read.
+func (a *Asker) Cookie(o conn.Owner) (cookie uint64, ok bool) {
+	pidfd, refusal := a.pidfd(o.PID)
+	if refusal != NotRefused {
+		return 0, false
+	}
+	fd, err := unix.PidfdGetfd(pidfd, int(o.FD), 0)
+	if err != nil {
+		return 0, false
+	}
+	defer a.release(held{fd})
+	cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return cookie, err == nil
+}
+
 // Ended reports whether the kernel has closed the socket under a program that
-// still holds it: then it was reset, or timed out.
-func (a *Asker) Ended(t Target) bool {
+// still holds it, and how many segments it had received: when none came with
+// the end the kernel has given it up, else it was reset.
+func (a *Asker) Ended(t Target) (segsIn uint32, ended bool) {
 	h, refusal := a.hold(t)
 	if refusal != NotRefused {
-		return false
+		return 0, false
 	}
 	defer a.release(h)
 	in, ok := h.info(&a.buf)
-	return ok && in.state == conn.Close
+	return in.segsIn, ok && in.state == conn.Close
 }
 
 // Ask puts one question to each target and reports each one's result by its
@@ -121,7 +155,7 @@ func (a *Asker) Ask(targets []Target, report func(i int, r Result)) {
 			switch {
 			case value != 0:
 				a.postpone(i, t, value)
-			case r.Refusal == NeedsNetAdmin:
+			case elsewise(r):
 				a.others = append(a.others, i)
 			default:
 				report(i, r)
@@ -162,7 +196,7 @@ func (a *Asker) askReusers(targets []Target, report func(int, Result)) {
 			continue
 		}
 		r, _ := a.window(targets[i], true)
-		if r.Refusal == NeedsNetAdmin {
+		if elsewise(r) {
 			a.others = append(a.others, i)
 		} else {
 			report(i, r)
@@ -170,6 +204,12 @@ func (a *Asker) askReusers(targets []Target, report func(int, Result)) {
 		original := a.records[len(a.records)-originals+n]
 		a.restored = append(a.restored, journal.Record{Kind: journal.Restored, ID: original.ID, PID: original.PID, FD: original.FD})
 	}
+}
+
+// elsewise reports whether a window probe that was not sent may be replaced
+// by a question by keepalive.
+func elsewise(r Result) bool {
+	return r.Refusal == NeedsNetAdmin || r.Refusal == ChangedMeanwhile && (r.State == conn.CloseWait || r.State == conn.FinWait2)
 }
 
 // window puts the question by a window probe. When the socket carries a
@@ -185,6 +225,7 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 	value, valueOK := h.get(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	before, infoOK := h.info(&a.buf)
 	r.Reuses = value != 0
+	r.State, r.SegsIn, r.HeardMS, r.At = before.state, before.segsIn, before.heardMS, time.Now()
 	switch {
 	case !repairOK || !valueOK || !infoOK:
 		r.Refusal = Failed
@@ -192,6 +233,8 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		r.Ended = true
 	case repair != 0:
 		r.Refusal = Checkpoint
+	case MethodFor(before.state) != WindowProbe:
+		r.Refusal = ChangedMeanwhile // nothing would be sent
 	case value != 0 && !journalled:
 		return r, value
 	}
@@ -202,7 +245,7 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		s, err := keepalive.GetFD(uintptr(h.fd))
 		r.Settings, r.Known = s, err == nil
 	}
-	r.SegsIn, r.HeardMS, r.At = before.segsIn, before.heardMS, time.Now()
+	r.At = time.Now()
 	err := h.set(unix.IPPROTO_TCP, unix.TCP_REPAIR, 0)
 	a.step(StepAsked)
 	if value != 0 {

@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,9 +38,10 @@ type Item struct {
 
 // Errors that an outcome matches.
 var (
-	errNoInfo  = errors.New("the kernel does not tell what it has heard: left alone")
-	ErrHeard   = errors.New("heard from again: left alone")
-	ErrTooSlow = errors.New("this machine is too busy to act on fresh evidence: left alone")
+	errNoInfo    = errors.New("the kernel does not tell what it has heard: left alone")
+	errNoOutcome = errors.New("the kernel did not say what came of it")
+	ErrHeard     = errors.New("heard from again: left alone")
+	ErrTooSlow   = errors.New("this machine is too busy to act on fresh evidence: left alone")
 )
 
 // Act ends the items over d and reports each one's outcome exactly once: nil
@@ -83,12 +85,14 @@ func act(d Destroyer, items []Item, outcome func(i int, err error)) {
 		}
 		reported := make([]bool, len(fresh))
 		err := d.Destroy(fresh, func(i int, err error) {
-			reported[i] = true
-			outcome(at[i], err)
+			if !reported[i] {
+				reported[i] = true
+				outcome(at[i], err)
+			}
 		})
 		for i := range fresh {
 			if !reported[i] {
-				outcome(at[i], err)
+				outcome(at[i], cmp.Or(err, errNoOutcome))
 			}
 		}
 		return

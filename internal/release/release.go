@@ -46,7 +46,7 @@ func Decide(c Candidate, r verdict.Rules) (ok bool, why string) {
 		return true, ""
 	case c.Verdict != conn.Dead:
 		return false, "its verdict is " + c.Verdict.String()
-	case c.Why == verdict.WhyReset:
+	case c.Why == verdict.WhyReset, c.Why == verdict.WhyGaveUp:
 		return false, "it has ended: " + verdict.Judgement{Why: c.Why}.Reason(verdict.Evidence{})
 	case c.Silence < r.Silence:
 		return false, fmt.Sprintf("silent for %s, release needs %s (--silence)", verdict.Duration(c.Silence), verdict.Duration(r.Silence))

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"deadpeer/internal/conn"
 )
@@ -256,4 +257,15 @@ func appendIP(b []byte, f conn.Family, ip *[16]byte) []byte {
 	}
 	b = append(b, ip[12:]...)
 	return append(b, make([]byte, 12)...)
+}
+
+// status is the error that NLMSG_ERROR or NLMSG_DONE carries; nil for 0.
+func status(b []byte) error {
+	if len(b) < 4 {
+		return nil // NLMSG_DONE of old kernels is empty
+	}
+	if code := int32(native.Uint32(b)); code < 0 {
+		return syscall.Errno(-code)
+	}
+	return nil
 }

@@ -22,7 +22,7 @@ var (
 )
 
 const (
-	bufferLen   = 64 << 10 // a dump skb is capped at 32 KiB (netlink_dump)
+	bufferLen   = 64 << 10 // several answers to single requests
 	receiveLen  = 4 << 20  // answers of a whole batch fit, skb overhead included
 	batchLen    = 64       // requests a send
 	dumpRetries = 4
@@ -32,11 +32,12 @@ const (
 // Conn is a netlink socket inside one network namespace, which it pins until
 // Close. It is for one goroutine at a time.
 type Conn struct {
-	fd    int
-	netns uint32
-	seq   uint32
-	buf   []byte
-	req   []byte
+	fd      int
+	netns   uint32
+	seq     uint32
+	buf     []byte
+	dumpBuf [dumpBuffers][]byte
+	req     []byte
 }
 
 // Query selects what Dump lists.
@@ -148,44 +149,38 @@ func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.
 		memory = new(Memory)
 	}
 	var failed error // the rest of a dump is read even so, or it would be taken for the next answer
-	for {
-		b, err := c.receive()
-		if errors.Is(err, unix.ENOBUFS) {
-			failed = errors.Join(failed, errInconsistent) // part was lost, the rest still comes
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for len(b) > 0 {
+	r := c.read()
+	for p := range r.full {
+		for b := p.b; len(b) > 0 && failed == nil; {
 			var h header
-			if h, b, err = next(b); err != nil {
-				return err
-			}
-			if h.seq != c.seq {
+			if h, b, failed = next(b); failed != nil || h.seq != c.seq {
 				continue
 			}
-			if h.flags&flagDumpIntr != 0 && failed == nil {
+			if h.flags&flagDumpIntr != 0 {
 				failed = errInconsistent
+				break
 			}
 			switch h.kind {
-			case typeDone:
-				return errors.Join(failed, status(h.body))
-			case typeError:
-				return status(h.body)
+			case typeDone, typeError:
+				failed = status(h.body)
 			case typeDumpBoth, typeByFamily:
-				if failed == nil {
-					failed = parse(h.body, &sock, memory)
-				}
-				if failed == nil {
+				if failed = parse(h.body, &sock, memory); failed == nil {
 					failed = visit(&sock, memory)
 				}
 			}
 		}
-		if failed == nil {
+		switch {
+		case failed != nil:
+		case errors.Is(p.err, unix.ENOBUFS):
+			failed = errInconsistent
+		case p.err != nil:
+			failed = p.err
+		default:
 			failed = ctx.Err()
 		}
+		r.free <- p.b[:cap(p.b)]
 	}
+	return failed
 }
 
 // Lookup reads the sockets again, by cookie, into themselves, and reports for
@@ -251,11 +246,11 @@ func (c *Conn) each(socks []*conn.Sock, kind, flags uint16, ext uint8, answer fu
 		}
 		err := c.send(c.req)
 		for left > 0 && err == nil {
-			var b []byte
-			if b, err = c.receive(); err != nil {
+			var n int
+			if n, err = c.receive(c.buf); err != nil {
 				break
 			}
-			for len(b) > 0 {
+			for b := c.buf[:n]; len(b) > 0; {
 				var h header
 				if h, b, err = next(b); err != nil {
 					break
@@ -301,32 +296,22 @@ func (c *Conn) send(b []byte) error {
 	}
 }
 
-func (c *Conn) receive() ([]byte, error) {
+// receive fills buf with one datagram and returns its length, 0 with an error.
+func (c *Conn) receive(buf []byte) (int, error) {
 	for {
-		n, err := unix.Read(c.fd, c.buf)
+		n, err := unix.Read(c.fd, buf)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
-			return nil, fmt.Errorf("receive netlink answer: nothing came for %s", patience)
+			return 0, fmt.Errorf("receive netlink answer: nothing came for %s", patience)
 		case err != nil:
-			return nil, os.NewSyscallError("receive netlink answer", err)
+			return 0, os.NewSyscallError("receive netlink answer", err)
 		case n == 0:
-			return nil, fmt.Errorf("receive netlink answer: %w", errShort)
+			return 0, fmt.Errorf("receive netlink answer: %w", errShort)
 		}
-		return c.buf[:n], nil
+		return n, nil
 	}
-}
-
-// status is the error that NLMSG_ERROR or NLMSG_DONE carries; nil for 0.
-func status(b []byte) error {
-	if len(b) < 4 {
-		return nil // NLMSG_DONE of old kernels is empty
-	}
-	if code := int32(native.Uint32(b)); code < 0 {
-		return unix.Errno(-code)
-	}
-	return nil
 }
 
 func gone(err error) error {

@@ -30,9 +30,11 @@ func (f Fail) Measured() bool { return f.Controls >= MinControls }
 // Needed is how many unanswered questions a proof of death takes, at most
 // 1000: a path that loses nearly everything proves nothing.
 func (f Fail) Needed() int {
-	k := math.Ceil(math.Log(MaxFalseChance)/math.Log(f.Chance()) - 1e-9)
-	if !(k < 1000) {
-		return 1000
+	const most = 1000
+	c := f.Chance()
+	k := math.Ceil(math.Log(MaxFalseChance)/math.Log(c) - 1e-9)
+	if c >= 1 || k >= most {
+		return most
 	}
 	return max(MinQuestions, int(k))
 }
@@ -43,9 +45,9 @@ func (f Fail) chanceOf(unanswered int) float64 {
 
 // upperBound is the upper limit of the one-sided 95 % confidence interval of
 // a proportion (Clopper and Pearson 1934): the p at which k or fewer failures
-// in n trials have a chance of 5 %. Beyond ten thousand trials, and whenever k
-// is large, the sum is replaced by Wilson's score bound, which lies within a
-// fraction of a percent of it there.
+// in n trials have a chance of 5 %. When k is large the sum is replaced by
+// Wilson's score bound with continuity correction (Newcombe 1998), which lies
+// within a fraction of a percent of it there.
 func upperBound(n, k int) float64 {
 	if n <= 0 || k >= n {
 		return 1
@@ -85,7 +87,7 @@ func cumulative(n, k int, p float64) float64 {
 
 func wilson(n, k int) float64 {
 	const z = 1.6448536269514722 // one-sided 95 %
-	nf, p := float64(n), float64(k)/float64(n)
+	nf, p := float64(n), (float64(k)+0.5)/float64(n)
 	centre := p + z*z/(2*nf)
 	spread := z * math.Sqrt(p*(1-p)/nf+z*z/(4*nf*nf))
 	return min(1, (centre+spread)/(1+z*z/nf))

@@ -53,6 +53,10 @@ func (j Judgement) reason(e Evidence) string {
 		return fmt.Sprintf("heard %s ago", Duration(e.Heard))
 	case WhyIdle:
 		return fmt.Sprintf("nothing heard for %s; not asked", Duration(e.Heard))
+	case WhySpoke:
+		return "was heard from while it was being looked at"
+	case WhyGaveUp:
+		return "the kernel gave it up: nothing came from the peer"
 	case WhyListening:
 		return "has no peer"
 	}

@@ -74,8 +74,10 @@ type Evidence struct {
 	ZeroWindow bool          // the peer's window is shut
 
 	Refusal  string // why the connection could not be asked; "" when it could
+	Spoke    bool   // something arrived while it was seen to be too fresh to be asked
 	Ended    bool   // the socket was gone, or CLOSED, after a question
 	Vanished bool   // the socket was gone and nobody holds it any more
+	GaveUp   bool   // nothing had arrived with the end: the kernel gave it up
 
 	Questions     int           // asked in this run
 	Unanswered    int           // the last ones, without an answer in between
@@ -107,6 +109,8 @@ const (
 	WhyFresh
 	WhyIdle
 	WhyListening
+	WhySpoke
+	WhyGaveUp
 )
 
 // Judgement is a verdict with its rule. The reason in words is made on demand.
@@ -134,6 +138,8 @@ func judge(e Evidence, r Rules, falseChance float64) (conn.Verdict, Why) {
 	if e.Ended && e.Questions > 0 {
 		if e.Vanished {
 			return conn.Unknown, WhyVanished
+		} else if e.GaveUp {
+			return conn.Dead, WhyGaveUp
 		}
 		return conn.Dead, WhyReset
 	}
@@ -143,9 +149,13 @@ func judge(e Evidence, r Rules, falseChance float64) (conn.Verdict, Why) {
 	if e.transient() {
 		return conn.ClosingDown, WhyClosing
 	}
-	if e.Refusal != "" && e.Questions == 0 {
-		if e.State == conn.CloseWait {
+	// A question that was spoilt, or could not be repeated, is as good as none.
+	if e.Refusal != "" && !e.Answered && e.Unanswered == 0 {
+		switch {
+		case e.State == conn.CloseWait:
 			return conn.ClosingDown, WhyClosing
+		case e.Spoke:
+			return conn.Alive, WhySpoke
 		}
 		return conn.Unknown, WhyNotAsked
 	}

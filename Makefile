@@ -1,0 +1,54 @@
+# make demo and make test need Go, and nothing else but what they install
+# themselves. Everything else here is for people who work on deadpeer.
+
+GO       ?= go
+FUZZTIME ?= 20s
+# Tests of real kernels wait more than they compute: two packages at a time.
+TESTFLAGS ?= -timeout 8m -p 2
+LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 openbsd/amd64
+# Without a git that likes this folder the binary goes without its revision.
+VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test format vet bench lint generate fuzz man clean
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: build ## show the main job in throw-away network namespaces
+	bin/deadpeer demo
+
+build: ## build bin/deadpeer
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/deadpeer ./cmd/deadpeer
+
+test: ## check format, vet for every OS, build, run all tests with the race detector
+	@.ci/packages
+	@$(MAKE) --no-print-directory format vet build
+	@.ci/tests $(GO) $(TESTFLAGS)
+
+format:
+	@out=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')) && if [ -n "$$out" ]; then \
+		echo "gofmt would change:"; echo "$$out"; exit 1; fi
+
+vet:
+	@set -e; for system in $(SYSTEMS); do echo "go vet for $$system"; \
+		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; done
+
+bench: ## measure scan and check against ss and a bare netlink dump
+	$(GO) run ./test/bench
+
+lint: ## run golangci-lint at the version this tree is clean under
+	$(GO) run $(LINT) run ./...
+
+generate: ## rewrite what is generated: the expected output in test/script
+	$(GO) generate ./...
+
+fuzz: ## run every fuzz target for FUZZTIME (20s)
+	@.ci/fuzz $(GO) $(FUZZTIME)
+
+man: build ## write the man pages to man/
+	bin/deadpeer man man
+
+clean: ## remove what make made
+	rm -rf bin man

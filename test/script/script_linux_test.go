@@ -1,0 +1,200 @@
+// Package script runs the command line as people do and compares what it
+// says: every .txtar file beside this one is a transcript, failures included.
+//
+// The scripts have three programs and one command:
+//
+//	deadpeer ARG...      in an empty network namespace, with an empty /run;
+//	                     UNPRIVILEGED=1 takes its capabilities away
+//	half-open ARG...     deadpeer ARG... --netns of a server on port 5432 with
+//	                     two connections: 10.…:living answers, 10.…:gone is cut off
+//	json-paths PATH...   every path of the JSON on stdin, with its type unless
+//	                     it is named: then that depends on the machine
+//	exits CODE PROGRAM ARG...
+//
+// $ESCAPE is a word that would clear a terminal.
+//
+// Expected output is rewritten by go test ./test/script -update.
+package script
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/cli"
+	"deadpeer/internal/testnet"
+)
+
+//go:generate go test . -run TestScripts -update
+
+var update = flag.Bool("update", false, "rewrite the expected output in the scripts")
+
+func TestMain(m *testing.M) {
+	testscript.Main(namespaced{m}, map[string]func(){
+		"deadpeer":   func() { isolate(); os.Exit(deadpeer(os.Args[1:])) },
+		"half-open":  func() { isolate(); os.Exit(halfOpen(os.Args[1:])) },
+		"json-paths": func() { os.Exit(jsonPaths(os.Stdin, os.Stdout, os.Args[1:])) },
+	})
+}
+
+// namespaced runs the tests where namespaces can be made.
+type namespaced struct{ *testing.M }
+
+func (n namespaced) Run() int { return testnet.Main(n.M) }
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: ".",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("ESCAPE", "\x1b[2Jsport")
+			return nil
+		},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+// exits runs a program and compares its exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		code = exit.ExitCode()
+	}
+	if code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+// isolate starts the process over in a network namespace of its own with an
+// empty /run, so that nothing of this host is seen and nothing is left on it.
+func isolate() {
+	const mark = "DEADPEER_SCRIPT_ISOLATED"
+	if os.Getenv(mark) != "" {
+		return
+	}
+	runtime.LockOSThread() // what follows is of this thread; execve(2) makes it the only one
+	check(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
+	check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	check(unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"))
+	if os.Getenv("UNPRIVILEGED") != "" {
+		const noRoot = 1 // SECBIT_NOROOT: uid 0 gets no capabilities by execve(2)
+		check(unix.Prctl(unix.PR_SET_SECUREBITS, noRoot, 0, 0, 0))
+	}
+	check(syscall.Exec(must(os.Executable()), os.Args, append(os.Environ(), mark+"=1")))
+}
+
+// check ends a helper program that cannot do its part.
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test program:", err)
+		os.Exit(125)
+	}
+}
+
+func must[T any](v T, err error) T {
+	check(err)
+	return v
+}
+
+// deadpeer is what cmd/deadpeer does.
+func deadpeer(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return cli.Run(ctx, args, os.Stdin, os.Stdout, os.Stderr)
+}
+
+// halfOpen runs deadpeer on a server host with a living client and one whose
+// link is cut. INTERRUPT=DURATION sends it a SIGINT after that time.
+func halfOpen(args []string) int {
+	ctx := context.Background()
+	world := must(testnet.New(ctx))
+	defer func() { check(world.Close()) }()
+	server := must(world.Host("server"))
+	for _, name := range []string{"living", "gone"} {
+		client := must(world.Host(name))
+		link := must(world.Connect(server, client))
+		l := must(server.Listen(ctx, "tcp4", netip.AddrPortFrom(link.IPv4(server), 5432).String()))
+		c := must(client.Dial(ctx, "tcp4", l.Addr().String()))
+		defer func() { _ = c.Close() }()
+		accepted := must(l.AcceptTCP())
+		defer func() { _ = accepted.Close() }()
+		// The policy that the scripts expect to read.
+		check(accepted.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 2 * time.Hour, Interval: 75 * time.Second, Count: 9}))
+		if name == "gone" {
+			check(link.Cut())
+		}
+	}
+	if after, err := time.ParseDuration(os.Getenv("INTERRUPT")); err == nil {
+		interrupt := time.AfterFunc(after, func() { check(unix.Kill(os.Getpid(), unix.SIGINT)) })
+		defer interrupt.Stop()
+	}
+	return deadpeer(append(args, "--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())))
+}
+
+// jsonPaths writes the path and type of every value, each pair once. The
+// paths in vary have a type that depends on the machine.
+func jsonPaths(r io.Reader, w io.Writer, vary []string) int {
+	var value any
+	check(json.NewDecoder(r).Decode(&value))
+	var lines []string
+	var walk func(path string, v any)
+	walk = func(path string, v any) {
+		kind := "null"
+		switch v := v.(type) {
+		case map[string]any:
+			kind = "object"
+			for k, e := range v {
+				walk(path+"."+k, e)
+			}
+		case []any:
+			kind = "array"
+			for _, e := range v {
+				walk(path+"[]", e)
+			}
+		case string:
+			kind = "string"
+		case float64:
+			kind = "number"
+		case bool:
+			kind = "boolean"
+		}
+		if slices.Contains(vary, path) {
+			kind = "varies"
+		}
+		lines = append(lines, path+" "+kind)
+	}
+	walk("", value)
+	slices.Sort(lines)
+	for _, line := range slices.Compact(lines) {
+		fmt.Fprintln(w, line)
+	}
+	return 0
+}

@@ -171,18 +171,21 @@ func (e *encoder) owner(o conn.Owner) jsonOwner {
 	return j
 }
 
-func writeJSONLines(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
-	e := &encoder{snap: snap, procs: map[int32]jsonOwner{}}
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	for c := range snap.All() {
-		sum.Add(c)
-		if err := enc.Encode(e.connection(c)); err != nil {
-			return err
-		}
-	}
-	return nil
+// jsonLines is the output with one connection a line.
+type jsonLines struct {
+	encoder
+	out *json.Encoder
 }
+
+func newJSONLines(w *bufio.Writer, snap *engine.Snapshot) *jsonLines {
+	j := &jsonLines{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, out: json.NewEncoder(w)}
+	j.out.SetEscapeHTML(false)
+	return j
+}
+
+func (j *jsonLines) add(c *engine.Connection) error { return j.out.Encode(j.connection(c)) }
+
+func (j *jsonLines) end(*engine.Summary) error { return nil }
 
 type jsonSummary struct {
 	Connections int            `json:"connections"`
@@ -195,8 +198,18 @@ type jsonSummary struct {
 	Left        int            `json:"left_alone"`
 }
 
-// writeJSON streams one object; the summary, known last, comes last.
-func writeJSON(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
+// jsonObject is the output as one object; the summary, known last, comes last.
+type jsonObject struct {
+	encoder
+	w *bufio.Writer
+	n int
+}
+
+func newJSON(w *bufio.Writer, snap *engine.Snapshot) *jsonObject {
+	return &jsonObject{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, w: w}
+}
+
+func (j *jsonObject) head() error {
 	host, err := os.Hostname()
 	if err != nil {
 		host = ""
@@ -205,24 +218,38 @@ func writeJSON(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) erro
 		Schema  int    `json:"schema"`
 		Host    string `json:"host"`
 		TakenAt string `json:"taken_at"`
-	}{1, host, snap.TakenAt.Format(time.RFC3339Nano)})
+	}{1, host, j.snap.TakenAt.Format(time.RFC3339Nano)})
 	if err != nil {
 		return err
 	}
-	_, _ = w.Write(head[:len(head)-1])
-	_, _ = w.WriteString(`,"connections":[`)
-	e := &encoder{snap: snap, procs: map[int32]jsonOwner{}}
-	for c := range snap.All() {
-		if sum.Connections > 0 {
-			_ = w.WriteByte(',')
-		}
-		sum.Add(c)
-		b, err := json.Marshal(e.connection(c))
-		if err != nil {
+	_, _ = j.w.Write(head[:len(head)-1])
+	_, err = j.w.WriteString(`,"connections":[`)
+	return err
+}
+
+func (j *jsonObject) add(c *engine.Connection) error {
+	if j.n == 0 {
+		if err := j.head(); err != nil {
 			return err
 		}
-		_ = w.WriteByte('\n')
-		_, _ = w.Write(b)
+	} else {
+		_ = j.w.WriteByte(',')
+	}
+	j.n++
+	b, err := json.Marshal(j.connection(c))
+	if err != nil {
+		return err
+	}
+	_ = j.w.WriteByte('\n')
+	_, err = j.w.Write(b)
+	return err
+}
+
+func (j *jsonObject) end(sum *engine.Summary) error {
+	if j.n == 0 {
+		if err := j.head(); err != nil {
+			return err
+		}
 	}
 	s := jsonSummary{
 		Connections: sum.Connections, Verdicts: map[string]int{}, Blind: sum.Blind, Unforeseen: sum.Unforeseen,
@@ -238,8 +265,8 @@ func writeJSON(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) erro
 	if err != nil {
 		return err
 	}
-	_, _ = w.WriteString("],\n\"summary\":")
-	_, _ = w.Write(tail)
-	_, err = w.WriteString("}\n")
+	_, _ = j.w.WriteString("],\n\"summary\":")
+	_, _ = j.w.Write(tail)
+	_, err = j.w.WriteString("}\n")
 	return err
 }

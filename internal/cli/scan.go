@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +31,11 @@ up, however long the peer is gone.`,
 			if err != nil {
 				return err
 			}
-			snap, err := engine.New(engine.Options{}).Scan(cmd.Context(), req)
+			e := engine.New(engine.Options{})
+			if req.NoOwners && !req.Filter.NeedsOwners() {
+				return a.stream(cmd.Context(), e, req)
+			}
+			snap, err := e.Scan(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
@@ -67,7 +72,6 @@ and connections with both ends on this host.`,
 			if err != nil {
 				return err
 			}
-			req.Settings = true
 			done := a.progress(&req)
 			snap, err := engine.New(engine.Options{}).Check(cmd.Context(), req)
 			done()
@@ -170,11 +174,37 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
+// stream shows connections while they are being listed.
+func (a *app) stream(ctx context.Context, e *engine.Engine, req engine.Request) error {
+	var snap *engine.Snapshot
+	err := a.show(&engine.Snapshot{TakenAt: time.Now()}, false, func(visit func(*engine.Connection) error) (err error) {
+		snap, err = e.Stream(ctx, req, visit)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.remark(snap)
+}
+
 // finish shows a snapshot and says what was not seen.
 func (a *app) finish(snap *engine.Snapshot, acted bool) error {
-	if err := a.show(snap, acted); err != nil {
+	err := a.show(snap, acted, func(visit func(*engine.Connection) error) error {
+		for c := range snap.All() {
+			if err := visit(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
+	return a.remark(snap)
+}
+
+// remark says how things were found out and what was not seen.
+func (a *app) remark(snap *engine.Snapshot) error {
 	if a.common.verbose {
 		for _, how := range snap.How {
 			a.say("%s", how)

@@ -11,22 +11,40 @@ import (
 	"deadpeer/internal/engine"
 )
 
-// show writes a snapshot in the format asked for.
-func (a *app) show(snap *engine.Snapshot, acted bool) error {
-	w := bufio.NewWriterSize(a.stdout, 64<<10)
-	var sum engine.Summary
-	var err error
+// output writes connections one after the other. What keeps it from writing
+// comes out of the bufio.Writer below it.
+type output interface {
+	add(c *engine.Connection) error
+	end(sum *engine.Summary) error
+}
+
+// output gives the one asked for; snap tells of the processes.
+func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output {
 	switch a.common.output {
 	case "json":
-		err = writeJSON(w, snap, &sum)
+		return newJSON(w, snap)
 	case "jsonl":
-		err = writeJSONLines(w, snap, &sum)
-	default:
-		t := table{wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners}
-		err = t.write(w, snap, &sum)
+		return newJSONLines(w, snap)
 	}
+	return newTable(w, snap, table{
+		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners,
+	})
+}
+
+// show writes all connections that each visits in the format asked for.
+func (a *app) show(snap *engine.Snapshot, acted bool, each func(visit func(*engine.Connection) error) error) error {
+	w := bufio.NewWriterSize(a.stdout, 64<<10)
+	out := a.output(w, snap, acted)
+	var sum engine.Summary
+	err := each(func(c *engine.Connection) error {
+		sum.Add(c)
+		return out.add(c)
+	})
 	a.found, a.left = sum.ByVerdict, sum.Left
 	if err != nil {
+		return err
+	}
+	if err := out.end(&sum); err != nil {
 		return err
 	}
 	return w.Flush()

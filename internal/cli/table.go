@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -13,17 +14,30 @@ import (
 	"deadpeer/internal/verdict"
 )
 
-// table writes connections as aligned columns and counts at the foot. The
-// first connections set the widths; a wider cell further down pushes its line.
+// table is the output as aligned columns, with counts at the foot. The first
+// connections set the widths; a wider cell further down pushes its line.
 type table struct {
 	wide, colour, asked, acted, owners bool
 
+	w      *bufio.Writer
 	snap   *engine.Snapshot
 	cols   []column
 	widths [maxColumns]int
-	cell   []byte
 	names  map[int32]string // of processes, printable
+	text   []byte           // the cells of one line, or of all those in early
+	buf    []byte           // one line
+	early  []line           // those that set the widths
+	began  bool             // the widths are set
 }
+
+// line is where the cells of a connection end in table.text.
+type line struct {
+	verdict conn.Verdict
+	ends    [maxColumns]int
+}
+
+// earlyLines set the widths.
+const earlyLines = 500
 
 const maxColumns = 20
 
@@ -65,47 +79,65 @@ func (t *table) columns() []column {
 	return cols
 }
 
-func (t *table) write(w *bufio.Writer, snap *engine.Snapshot, sum *engine.Summary) error {
-	t.snap, t.cols, t.names = snap, t.columns(), map[int32]string{}
-	if snap.Len() == 0 {
-		return t.foot(w, sum)
-	}
-	t.measure()
-	_, _ = w.Write(t.head())
-	var sums []*engine.Summary
-	err := writeBlocks(w, snap.Len(), func() func([]byte, int, int) []byte {
-		mine := *t
-		mine.cell, mine.names = nil, map[int32]string{}
-		counts := &engine.Summary{}
-		sums = append(sums, counts)
-		return func(b []byte, from, to int) []byte {
-			for c := range snap.Part(from, to) {
-				counts.Add(c)
-				b = mine.line(b, c)
-			}
-			return b
-		}
-	})
-	if err != nil {
-		return err
-	}
-	for _, s := range sums {
-		sum.Merge(s)
-	}
-	return t.foot(w, sum)
-}
-
-// measure sets the widths of the columns.
-func (t *table) measure() {
+func newTable(w *bufio.Writer, snap *engine.Snapshot, t table) *table {
+	t.w, t.snap, t.names = w, snap, map[int32]string{}
+	t.cols = t.columns()
 	for i, c := range t.cols {
 		t.widths[i] = len(c.head)
 	}
-	for c := range t.snap.Part(0, min(t.snap.Len(), blockLen)) {
-		for i := range t.cols[:len(t.cols)-1] {
-			t.cell = t.cols[i].cell(t, t.cell[:0], c)
-			t.widths[i] = max(t.widths[i], width(t.cell))
+	return &t
+}
+
+func (t *table) add(c *engine.Connection) error {
+	l := line{verdict: c.Judgement.Verdict}
+	if t.began {
+		t.text = t.text[:0]
+	}
+	for i := range t.cols {
+		start := len(t.text)
+		t.text = t.cols[i].cell(t, t.text, c)
+		l.ends[i] = len(t.text)
+		if !t.began && i < len(t.cols)-1 {
+			t.widths[i] = max(t.widths[i], width(t.text[start:]))
 		}
 	}
+	if t.began {
+		return t.put(&l, 0)
+	}
+	if t.early = append(t.early, l); len(t.early) < earlyLines {
+		return nil
+	}
+	return t.begin()
+}
+
+// begin writes the head and the lines that set the widths.
+func (t *table) begin() error {
+	t.began = true
+	text := t.text
+	head := line{verdict: noVerdict}
+	t.text = nil
+	for i, c := range t.cols {
+		t.text = append(t.text, c.head...)
+		head.ends[i] = len(t.text)
+	}
+	err := t.put(&head, 0)
+	t.text = text
+	start := 0
+	for i := range t.early {
+		err = errors.Join(err, t.put(&t.early[i], start))
+		start = t.early[i].ends[len(t.cols)-1]
+	}
+	t.early = nil
+	return err
+}
+
+func (t *table) end(sum *engine.Summary) error {
+	if !t.began && len(t.early) > 0 {
+		if err := t.begin(); err != nil {
+			return err
+		}
+	}
+	return t.foot(t.w, sum)
 }
 
 // width counts what a terminal shows: escaped text is plain ASCII or letters.
@@ -128,40 +160,35 @@ func pad(b []byte, n int) []byte {
 	return append(b, spaces[:max(n, 0)]...)
 }
 
-func (t *table) head() (b []byte) {
-	for i := range t.cols {
-		b = t.put(b, i, append(t.cell[:0], t.cols[i].head...))
-	}
-	return append(b, '\n')
-}
+// noVerdict is what the head has.
+const noVerdict = ^conn.Verdict(0)
 
-func (t *table) line(b []byte, c *engine.Connection) []byte {
+// put writes a line whose cells begin at start.
+func (t *table) put(l *line, start int) error {
+	b := t.buf[:0]
 	for i := range t.cols {
-		t.cell = t.cols[i].cell(t, t.cell[:0], c)
-		if i == 0 && t.colour {
-			b = append(b, ansi(c.Judgement.Verdict)...)
-			b = append(t.put(b, i, t.cell), "\x1b[0m"...)
+		cell := t.text[start:l.ends[i]]
+		start = l.ends[i]
+		gap := t.widths[i] - width(cell)
+		if i > 0 {
+			b = append(b, "  "...)
+		}
+		if t.cols[i].right {
+			b = pad(b, gap)
+		}
+		if i == 0 && t.colour && l.verdict != noVerdict {
+			b = append(b, ansi(l.verdict)...)
+			b = append(append(b, cell...), "\x1b[0m"...)
 		} else {
-			b = t.put(b, i, t.cell)
+			b = append(b, cell...)
+		}
+		if !t.cols[i].right && i < len(t.cols)-1 {
+			b = pad(b, gap)
 		}
 	}
-	return append(b, '\n')
-}
-
-// put appends a cell of column i.
-func (t *table) put(b []byte, i int, cell []byte) []byte {
-	if i > 0 {
-		b = append(b, "  "...)
-	}
-	gap := t.widths[i] - width(cell)
-	switch {
-	case t.cols[i].right:
-		return append(pad(b, gap), cell...)
-	case i < len(t.cols)-1:
-		return pad(append(b, cell...), gap)
-	default:
-		return append(b, cell...)
-	}
+	t.buf = append(b, '\n')
+	_, err := t.w.Write(t.buf)
+	return err
 }
 
 // foot counts, and names what is worth knowing: the blind and the slowest.

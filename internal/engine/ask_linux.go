@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,8 +51,11 @@ type inquiry struct {
 	groups    []group
 	groupOf   map[groupKey]uint16
 	pending   []uint32
+	open      []uint32 // for sweep, to use again
+	dueRows   []uint32 // for due, likewise
 	watch     *watch
 	sweeps    uint8
+	swept     stamp // when the last sweep began
 	sweepCost time.Duration
 	asked     int
 }
@@ -132,6 +136,7 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 func (q *inquiry) prepare() error {
 	guard := q.newGuard()
 	t := &q.snap.table
+	q.pending = make([]uint32, 0, t.n)
 	for i := range t.n {
 		row := t.at(i)
 		if row.skip {
@@ -244,11 +249,12 @@ func (q *inquiry) loop(ctx context.Context) error {
 	deadline := q.epoch.Add(q.hold + q.req.Timeout)
 	for ctx.Err() == nil {
 		start := time.Now()
-		if err := q.sweep(ctx); err != nil {
+		swept := q.stamp(start)
+		if err := q.sweep(ctx, swept); err != nil {
 			return err
 		}
+		q.judgeAll(swept)
 		q.sweepCost = time.Since(start)
-		q.judgeAll(q.stamp(start))
 		q.progress()
 		if len(q.pending) == 0 || time.Now().After(deadline) {
 			break
@@ -258,7 +264,7 @@ func (q *inquiry) loop(ctx context.Context) error {
 			return err
 		}
 		if len(due) > 0 {
-			if err := q.put(ctx, due); err != nil {
+			if err := q.putAll(ctx, due); err != nil {
 				return err
 			}
 			continue
@@ -281,7 +287,7 @@ func (q *inquiry) pause() time.Duration {
 		row := q.snap.table.at(i)
 		if row.ask.is(outstanding) {
 			out++
-			young = young || (now-row.ask.last).span() < eager+time.Duration(row.sock.RTTUS)*time.Microsecond
+			young = young || q.young(row, now)
 		}
 		next = min(next, q.dueAt(row))
 	}
@@ -297,6 +303,12 @@ func (q *inquiry) pause() time.Duration {
 		return max(min(poll, (next-now).span()), pollFew)
 	}
 	return pollFew
+}
+
+// young reports whether the last question to the row was put so recently that
+// its answer is likely to come now.
+func (q *inquiry) young(row *row, now stamp) bool {
+	return (now - row.ask.last).span() < eager+time.Duration(row.sock.RTTUS)*time.Microsecond
 }
 
 // dueAt is when the next question to the row may be put.
@@ -316,11 +328,12 @@ func (q *inquiry) dueAt(row *row) stamp {
 // same paths as controls.
 func (q *inquiry) due() ([]uint32, error) {
 	now := q.now()
-	var due []uint32
+	due := q.dueRows[:0]
+	defer func() { q.dueRows = due[:0] }()
 	silent := map[uint16]bool{}
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
-		if now >= q.dueAt(row) && !row.ask.is(outstanding) {
+		if now >= q.dueAt(row) {
 			if row.ask.questions > 0 && row.ask.unanswered == 0 {
 				if ok, err := q.reroute(row); err != nil {
 					return nil, err
@@ -345,6 +358,52 @@ func (q *inquiry) due() ([]uint32, error) {
 		}
 	}
 	return due, nil
+}
+
+// putAll puts questions for as long as some are due and nothing is to be
+// learned from a sweep that the next question does not tell as well: it reads
+// what arrived before it. Where sweeps are costly they would only make the
+// questions late.
+func (q *inquiry) putAll(ctx context.Context, due []uint32) error {
+	for {
+		firstOnes := false
+		for _, i := range due {
+			firstOnes = firstOnes || q.snap.table.at(i).ask.questions == 0
+		}
+		if err := q.put(ctx, due); err != nil || firstOnes || ctx.Err() != nil || len(q.pending) <= fewRows {
+			return err
+		}
+		var err error
+		if due, err = q.due(); err != nil || len(due) == 0 || q.anyRipe() {
+			return err
+		}
+	}
+}
+
+// anyRipe reports whether a sweep may settle a row.
+func (q *inquiry) anyRipe() bool {
+	needed, now := q.needed(), q.now()
+	return slices.ContainsFunc(q.pending, func(i uint32) bool { return q.ripe(q.snap.table.at(i), needed, now) })
+}
+
+// needed is for each path how many unanswered questions a proof takes.
+func (q *inquiry) needed() []uint16 {
+	list := make([]uint16, len(q.groups))
+	for g := range list {
+		list[g] = uint16(q.snap.fails[g].Needed())
+	}
+	return list
+}
+
+// ripe reports whether the verdict on the row is due unless something has
+// arrived.
+func (q *inquiry) ripe(row *row, needed []uint16, now stamp) bool {
+	a := &row.ask
+	silence := verdict.MinSilence
+	if a.verdict == conn.Dead {
+		silence = q.hold
+	}
+	return a.is(outstanding) && a.unanswered >= needed[a.group] && expired(row, now) && (now-a.first).span() >= silence
 }
 
 // put puts one question to every row. One process per host does so at a time.
@@ -387,7 +446,7 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 				for _, i := range batch {
 					row := q.snap.table.at(i)
 					targets = append(targets, probe.Target{
-						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: row.settings == 0, Reuses: row.ask.is(reuses),
+						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: q.lacksSettings(row), Reuses: row.ask.is(reuses),
 					})
 				}
 				a.Ask(targets, func(n int, r probe.Result) { results[n] = r })
@@ -505,23 +564,10 @@ func (q *inquiry) heard(i uint32, row *row, took stamp) {
 // and keeps pending those that need more questions.
 func (q *inquiry) judgeAll(swept stamp) {
 	generations := q.generations()
-	for g := range q.groups {
-		for _, i := range q.groups[g].controls {
-			row := q.snap.table.at(i)
-			if a := &row.ask; a.is(outstanding) && expired(row, swept) {
-				a.clear(outstanding)
-				q.snap.fails[g].Questions++
-				q.snap.fails[g].Unanswered++
-			}
-		}
-	}
 	left := q.pending[:0]
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
 		a := &row.ask
-		if a.is(outstanding) && expired(row, swept) {
-			a.clear(outstanding)
-		}
 		if a.unanswered > 0 && a.generation != generations[a.group] {
 			// Spoilt: whatever went unanswered may have had another cause.
 			a.unanswered = 0

@@ -3,9 +3,12 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +30,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) != "" {
 		os.Exit(runRole())
 	}
+	// Most tests wait most of the time.
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
 	os.Exit(testnet.Main(m))
 }
 
@@ -41,6 +48,7 @@ type role struct {
 	KillAt  probe.Step // kill -9 of itself when this step
 	KillNth int        // comes for the nth time, from 0
 	Kin     bool       // stays a child of the test, whose sockets it then protects
+	Proc    string     // of the test
 	Parent  int        // set on the way: the process to be orphaned by
 }
 
@@ -54,6 +62,7 @@ func (r role) String() string {
 
 // line is what a child says of a connection.
 type line struct {
+	PID      int // in the first line only: its own
 	Round    int
 	Peer     string
 	Cookie   uint64
@@ -90,6 +99,15 @@ func runRole() int {
 	for r.Parent != 0 && os.Getppid() == r.Parent {
 		time.Sleep(time.Millisecond)
 	}
+	if r.Do == "hold" { // a descriptor inherited, under the name of Filter
+		if err := os.WriteFile("/proc/self/comm", []byte(r.Filter), 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Println("ready")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return 0
+	}
 	if err := r.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -103,7 +121,13 @@ func (r role) run(ctx context.Context) error {
 		return err
 	}
 	nth := 0
-	e := New(Options{RuntimeDir: r.Dir, Step: func(s probe.Step) {
+	if r.Proc != "" {
+		self := strconv.Itoa(os.Getpid())
+		if err := os.Symlink("/proc/"+self, filepath.Join(r.Proc, self)); err != nil {
+			return err
+		}
+	}
+	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, Step: func(s probe.Step) {
 		if s != r.KillAt {
 			return
 		}
@@ -114,6 +138,9 @@ func (r role) run(ctx context.Context) error {
 	}})
 	req := Request{Netns: r.Netns, Filter: filter, Rules: r.Rules}
 	out := json.NewEncoder(os.Stdout)
+	if err := out.Encode(line{PID: os.Getpid()}); err != nil {
+		return err
+	}
 	last := line{Last: true}
 	for round := range max(r.Times, 1) {
 		var snap *Snapshot
@@ -161,6 +188,9 @@ func (w *world) child(r role, env ...string) *exec.Cmd {
 	if r.Dir == "" {
 		r.Dir = w.dir
 	}
+	if !r.Kin { // an orphan has no ancestors to be found
+		r.Proc = procRoot(w.t)
+	}
 	cmd := exec.CommandContext(w.t.Context(), "/proc/self/exe")
 	cmd.Env = append(append(os.Environ(), roleVariable+"="+r.String()), env...)
 	cmd.Stderr = os.Stderr
@@ -170,7 +200,7 @@ func (w *world) child(r role, env ...string) *exec.Cmd {
 // lines runs a child to its end.
 func lines(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
 	t.Helper()
-	list, last = untilEOF(t, cmd)
+	_, list, last = untilEOF(t, cmd)
 	if !last.Last {
 		t.Errorf("the helper did not come to its end")
 	}
@@ -178,7 +208,7 @@ func lines(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
 }
 
 // untilEOF waits until nobody holds the output open any more.
-func untilEOF(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
+func untilEOF(t *testing.T, cmd *exec.Cmd) (pid int, list []line, last line) {
 	t.Helper()
 	out, err := cmd.Output()
 	if err != nil {
@@ -189,20 +219,30 @@ func untilEOF(t *testing.T, cmd *exec.Cmd) (list []line, last line) {
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
 			t.Errorf("helper said %q: %v", text, err)
 		}
-		if l.Last {
-			return list, l
+		switch {
+		case l.PID != 0:
+			pid = l.PID
+		case l.Last:
+			last = l
+		default:
+			list = append(list, l)
 		}
-		list = append(list, l)
 	}
-	return list, last
+	return pid, list, last
 }
 
 // killed runs a child that kills itself.
 func killed(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	if list, last := untilEOF(t, cmd); last.Last || len(list) > 0 {
-		t.Fatalf("the helper came to its end")
+	pid, list, last := untilEOF(t, cmd)
+	if last.Last || len(list) > 0 {
+		t.Fatal("the helper came to its end")
 	}
+	// Its output ends a moment before it does.
+	wait(t, "end of the helper", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 }
 
 func asNobody(cmd *exec.Cmd) *exec.Cmd {
@@ -211,5 +251,3 @@ func asNobody(cmd *exec.Cmd) *exec.Cmd {
 }
 
 const nobody = 65534
-
-func port(n uint16) string { return ":" + strconv.Itoa(int(n)) }

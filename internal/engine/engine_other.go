@@ -21,6 +21,11 @@ func (e *Engine) Scan(context.Context, Request) (*Snapshot, error) {
 	return nil, unsupported("list connections")
 }
 
+// Stream is for Linux only.
+func (e *Engine) Stream(context.Context, Request, func(*Connection) error) (*Snapshot, error) {
+	return nil, unsupported("list connections")
+}
+
 // Check is for Linux only.
 func (e *Engine) Check(context.Context, Request) (*Snapshot, error) {
 	return nil, unsupported("ask peers")

@@ -16,6 +16,7 @@ import (
 func mixed(t *testing.T) (w *world, established, closeWait []netip.AddrPort) {
 	t.Helper()
 	w = newWorld(t)
+	ok(t, w.near.SetSysctl("net.ipv4.tcp_fin_timeout", "600")) // of what it closes
 	established = w.connect("tcp4", w.near, 8)
 	closeWait = w.connect("tcp4", w.near, 8)
 	w.diversify()

@@ -8,14 +8,21 @@ import (
 	"deadpeer/internal/conn"
 )
 
+// claim is an owner found for a socket.
+type claim struct {
+	inode uint32
+	owner conn.Owner
+}
+
 // join gives the rows of a table their owners, as they are found. Most have
 // one, which the row itself holds.
 type join struct {
-	table   *table
-	byInode index
+	table *table
 
-	mu    sync.Mutex // guards the rows' owners, and what follows
-	later []laterOwner
+	mu      sync.Mutex // guards what follows, and the owners of the rows
+	byInode *index     // nil until the table is complete
+	waiting [][]claim  // until then
+	later   []laterOwner
 }
 
 // laterOwner is one that is not the row's first.
@@ -24,21 +31,31 @@ type laterOwner struct {
 	owner conn.Owner
 }
 
-func newJoin(t *table) *join {
-	j, inode := &join{table: t}, t.inode
-	for i := range t.n {
-		if row := t.at(i); row.sock.Inode != 0 && !row.skip {
-			j.byInode.insert(inode(i), i, inode)
-		}
+// begin is to be called when the table is complete, with an index by inode.
+func (j *join) begin(byInode *index) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.byInode = byInode
+	for _, claims := range j.waiting {
+		j.settle(claims)
 	}
-	return j
+	j.waiting = nil
 }
 
-// add books claims. Inode numbers wrap, so that several rows may have the same:
-// the cookie decides when one is asked.
+// add books claims, which stay the caller's.
 func (j *join) add(claims []claim) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.byInode == nil {
+		j.waiting = append(j.waiting, slices.Clone(claims))
+		return
+	}
+	j.settle(claims)
+}
+
+// settle finds the rows of claims. Inode numbers wrap, so that several rows may
+// have the same: the cookie decides when one is asked.
+func (j *join) settle(claims []claim) {
 	for _, c := range claims {
 		j.byInode.find(uint64(c.inode), func(i uint32) bool {
 			switch row := j.table.at(i); {

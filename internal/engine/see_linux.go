@@ -33,7 +33,7 @@ type run struct {
 	proc   *procfd.FS
 	spaces map[uint32]*space
 	snap   *Snapshot
-	cookie index
+	index  index  // by cookie
 	hidden string // why some owners may not have been found
 
 	settingsMu sync.Mutex // guards settingsAt and snap.settings
@@ -59,6 +59,38 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 
 // see lists the connections and who owns them.
 func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
+	r, err := e.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	req = r.req
+	start := time.Now()
+	var owners *ownerWalk
+	if !req.NoOwners || req.Filter.NeedsOwners() {
+		owners = r.walk(ctx) // while the kernel lists the connections
+		defer owners.stop()
+	}
+	if err := r.dump(ctx); err != nil {
+		return nil, err
+	}
+	r.how(start, "listed %s in %s by sock_diag", count(int(r.snap.table.n), "connection"), count(len(r.spaces), "network namespace"))
+	if owners != nil && r.snap.table.n > 0 {
+		if err := r.findOwners(owners); err != nil {
+			return nil, err
+		}
+		r.how(start, "found the owners in %s", e.options.ProcRoot)
+	}
+	r.selectRows()
+	return r, nil
+}
+
+// begin opens what a run reads from. Close the run.
+func (e *Engine) begin(req Request) (_ *run, err error) {
 	if req.Filter == nil {
 		if req.Filter, err = conn.ParseFilter(nil, conn.Resolver{}); err != nil {
 			return nil, err
@@ -75,27 +107,13 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 			outcomes: map[uint32]Outcome{}, hz: e.options.HZ,
 		},
 	}
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
+	if r.snap.hz == 0 {
+		r.snap.hz = hz()
+	}
 	if err := r.open(); err != nil {
+		r.close()
 		return nil, err
 	}
-	start := time.Now()
-	if err := r.dump(ctx); err != nil {
-		return nil, err
-	}
-	r.how(start, "listed %s in %s by sock_diag", count(int(r.snap.table.n), "connection"), count(len(r.spaces), "network namespace"))
-	start = time.Now()
-	if r.snap.table.n > 0 && (!req.NoOwners || req.Filter.NeedsOwners()) {
-		if err := r.findOwners(ctx); err != nil {
-			return nil, err
-		}
-		r.how(start, "found the owners in %s", e.options.ProcRoot)
-	}
-	r.selectRows()
 	return r, nil
 }
 
@@ -165,29 +183,20 @@ func (r *run) how(start time.Time, format string, args ...any) {
 func (r *run) dump(ctx context.Context) error {
 	t := &r.snap.table
 	cookie := t.cookie
-	subject := conn.Subject{}
 	for _, s := range r.spaces {
 		first := t.n
-		q := sockdiag.Query{
-			States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory,
-			Restart: func() {
-				t.truncate(first)
-				r.cookie.rebuild(t.n, cookie)
-				r.snap.memory = r.snap.memory[:min(first, uint32(len(r.snap.memory)))]
-			},
-		}
-		err := s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
-			subject.Sock = sock
-			if r.req.Filter.Match(&subject) == conn.No {
-				return nil
-			}
+		err := r.list(ctx, s, func() {
+			t.truncate(first)
+			r.index.rebuild(first, cookie)
+			r.snap.memory = r.snap.memory[:min(first, uint32(len(r.snap.memory)))]
+		}, func(sock *conn.Sock, m *sockdiag.Memory) error {
 			// A dump that resumes in the middle of a bucket may list a socket twice.
 			if _, twice := r.find(sock.ID()); twice {
 				return nil
 			}
 			i, row := t.add()
 			row.sock = *sock
-			r.cookie.insert(sock.Cookie, i, cookie)
+			r.index.insert(sock.Cookie, i, cookie)
 			if m != nil {
 				r.snap.memory = append(r.snap.memory, *m)
 			}
@@ -200,8 +209,22 @@ func (r *run) dump(ctx context.Context) error {
 	return nil
 }
 
+// list visits what the kernel lists in a namespace and the filter may match.
+func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*conn.Sock, *sockdiag.Memory) error) error {
+	subject := conn.Subject{}
+	q := sockdiag.Query{
+		States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory, Restart: restart,
+	}
+	return s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
+		if subject.Sock = sock; r.req.Filter.Match(&subject) == conn.No {
+			return nil
+		}
+		return visit(sock, m)
+	})
+}
+
 func (r *run) find(id conn.ID) (i uint32, ok bool) {
-	r.cookie.find(id.Cookie, func(at uint32) bool {
+	r.index.find(id.Cookie, func(at uint32) bool {
 		if s := &r.snap.table.at(at).sock; s.Cookie == id.Cookie && s.NetNS == id.NetNS {
 			i, ok = at, true
 		}
@@ -210,36 +233,57 @@ func (r *run) find(id conn.ID) (i uint32, ok bool) {
 	return i, ok
 }
 
-// claim is an owner found for a socket.
-type claim struct {
-	inode uint32
-	owner conn.Owner
+// ownerWalk is a walk through the descriptors of all processes.
+type ownerWalk struct {
+	join  *join
+	stop  func()
+	done  chan struct{} // closed at the end, then what follows is set
+	stats procfd.Stats
+	err   error
 }
 
 // claimBatch claims of one worker are joined with the table at a time.
 const claimBatch = 256
 
-// findOwners joins the descriptors of all processes with the table, by inode.
-func (r *run) findOwners(ctx context.Context) error {
-	j := newJoin(&r.snap.table)
-	workers := runtime.GOMAXPROCS(0)
-	batches := make([][]claim, workers)
-	stats, err := r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
-		b := append(batches[worker], claim{inode, o})
-		if len(b) == claimBatch {
-			j.add(b)
-			b = b[:0]
+// walk begins to look for owners. Stop it.
+func (r *run) walk(ctx context.Context) *ownerWalk {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &ownerWalk{join: &join{table: &r.snap.table}, done: make(chan struct{})}
+	w.stop = func() {
+		cancel()
+		<-w.done
+	}
+	go func() {
+		defer close(w.done)
+		workers := runtime.GOMAXPROCS(0)
+		batches := make([][]claim, workers)
+		w.stats, w.err = r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
+			b := append(batches[worker], claim{inode, o})
+			if len(b) == claimBatch {
+				w.join.add(b)
+				b = b[:0]
+			}
+			batches[worker] = b
+		})
+		for _, b := range batches {
+			w.join.add(b)
 		}
-		batches[worker] = b
-	})
-	if err != nil {
-		return fmt.Errorf("find owners: %w", err)
+	}()
+	return w
+}
+
+// findOwners joins what the walk found with the table, by inode.
+func (r *run) findOwners(w *ownerWalk) error {
+	t := &r.snap.table
+	r.index.rebuild(t.n, t.inode) // one index at a time saves memory
+	w.join.begin(&r.index)
+	<-w.done
+	defer r.index.rebuild(t.n, t.cookie)
+	if w.err != nil {
+		return fmt.Errorf("find owners: %w", w.err)
 	}
-	r.hidden = stats.Missing()
-	for _, b := range batches {
-		j.add(b)
-	}
-	r.snap.owners = j.gather()
+	r.hidden = w.stats.Missing()
+	r.snap.owners = w.join.gather()
 	for i := range r.snap.table.n {
 		for _, o := range r.snap.ownersOf(r.snap.table.at(i)) {
 			r.process(o.PID)
@@ -293,29 +337,29 @@ func (r *run) selectRows() {
 // finish fixes which rows are shown, verdicts now known.
 func (r *run) finish() {
 	snap := r.snap
-	if snap.hz == 0 {
-		snap.hz = hz()
-	}
 	snap.order = make([]uint32, 0, snap.table.n)
 	for i := range snap.table.n {
-		row := snap.table.at(i)
-		if row.skip {
-			continue
+		if r.selected(i) {
+			snap.order = append(snap.order, i)
 		}
-		if r.req.Filter.NeedsVerdict() {
-			s := r.subject(i)
-			s.Judged = true
-			if snap.Asked {
-				s.Verdict = row.ask.verdict
-			} else {
-				s.Verdict = verdict.Glance(snap.evidence(i, row), snap.Rules).Verdict
-			}
-			if r.req.Filter.Match(&s) != conn.Yes {
-				continue
-			}
-		}
-		snap.order = append(snap.order, i)
 	}
+}
+
+// selected reports whether the filter selects row i, its verdict now known.
+func (r *run) selected(i uint32) bool {
+	snap := r.snap
+	row := snap.table.at(i)
+	if row.skip || !r.req.Filter.NeedsVerdict() {
+		return !row.skip
+	}
+	s := r.subject(i)
+	s.Judged = true
+	if snap.Asked {
+		s.Verdict = row.ask.verdict
+	} else {
+		s.Verdict = verdict.Glance(snap.evidence(i, row), snap.Rules).Verdict
+	}
+	return r.req.Filter.Match(&s) == conn.Yes
 }
 
 // readSettings reads the keepalive settings of the selected connections from
@@ -327,10 +371,7 @@ func (r *run) readSettings(ctx context.Context) (n int) {
 	var rows []uint32
 	for i := range t.n {
 		row := t.at(i)
-		if row.skip || row.ownerN == 0 || row.settings != 0 || row.sock.State == conn.Listen {
-			continue
-		}
-		if on, known := keepaliveByTimer(&row.sock); r.req.Settings || on || !known {
+		if !row.skip && row.ownerN > 0 && row.sock.State != conn.Listen && r.lacksSettings(row) {
 			rows = append(rows, i)
 		}
 	}
@@ -353,6 +394,15 @@ func (r *run) readSettings(ctx context.Context) (n int) {
 		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user)", count(failed, "connection"))
 	}
 	return len(rows) - failed
+}
+
+// lacksSettings reports whether the settings of a row are to be read.
+func (r *run) lacksSettings(row *row) bool {
+	if row.settings != 0 {
+		return false
+	}
+	on, known := keepaliveByTimer(&row.sock)
+	return r.req.Settings || on || !known
 }
 
 // learn books the settings of a row, of which there are few different ones.

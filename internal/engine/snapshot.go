@@ -105,36 +105,15 @@ func (s *Summary) Add(c *Connection) {
 	}
 }
 
-// Merge adds what another Summary has counted.
-func (s *Summary) Merge(o *Summary) {
-	if s.ByVerdict == nil {
-		s.ByVerdict = map[conn.Verdict]int{}
-	}
-	for v, n := range o.ByVerdict {
-		s.ByVerdict[v] += n
-	}
-	s.Connections += o.Connections
-	s.Blind += o.Blind
-	s.Unforeseen += o.Unforeseen
-	s.Worst = max(s.Worst, o.Worst)
-	s.Released += o.Released
-	s.Planned += o.Planned
-	s.Left += o.Left
-}
-
 // Len is the number of connections.
 func (s *Snapshot) Len() int { return len(s.order) }
 
 // All yields every connection. The Connection is the caller's to keep only
 // until the next one.
-func (s *Snapshot) All() iter.Seq[*Connection] { return s.Part(0, s.Len()) }
-
-// Part is All from one number of connection up to another. Parts may be read
-// at the same time.
-func (s *Snapshot) Part(from, to int) iter.Seq[*Connection] {
+func (s *Snapshot) All() iter.Seq[*Connection] {
 	return func(yield func(*Connection) bool) {
 		var c Connection
-		for _, i := range s.order[from:to] {
+		for _, i := range s.order {
 			s.fill(&c, i)
 			if !yield(&c) {
 				return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"deadpeer/internal/conn"
@@ -12,10 +13,11 @@ import (
 	"deadpeer/internal/verdict"
 )
 
-// sweep reads every connection with an open question again and books the
-// answers. A few are looked up by cookie, many are listed.
-func (q *inquiry) sweep(ctx context.Context) error {
-	var open []uint32
+// sweep reads connections with an open question again and books the answers.
+// A few are looked up by cookie, many are listed.
+func (q *inquiry) sweep(ctx context.Context, now stamp) error {
+	open := q.open[:0]
+	defer func() { q.open = open[:0] }()
 	add := func(i uint32) {
 		if q.snap.table.at(i).ask.is(outstanding) {
 			open = append(open, i)
@@ -29,12 +31,17 @@ func (q *inquiry) sweep(ctx context.Context) error {
 			add(i)
 		}
 	}
+	if len(open) > fewRows {
+		open = q.worthReading(open, now)
+	}
+	q.swept = now
 	if len(open) == 0 {
 		return nil
 	}
 	var lost []uint32
 	var err error
-	if len(open) <= fewRows {
+	const lookUpCost = 3 // times that of listing one
+	if len(open) <= fewRows || len(open) < int(q.snap.table.n)/lookUpCost {
 		lost, err = q.lookUp(open)
 	} else {
 		lost, err = q.list(ctx, open)
@@ -56,30 +63,49 @@ func (q *inquiry) sweep(ctx context.Context) error {
 	return nil
 }
 
+// worthReading leaves of many open connections those of which reading tells
+// more than the next question will, which reads them too: the ones asked for
+// the first time, of which most may have answered, the controls, those whose
+// verdict is due, and those that could not be asked to the end.
+func (q *inquiry) worthReading(open []uint32, now stamp) []uint32 {
+	needed := q.needed()
+	left := open[:0]
+	for _, i := range open {
+		row := q.snap.table.at(i)
+		a := &row.ask
+		if a.is(counted) || a.refusal != probe.NotRefused || a.questions == 1 && (a.last >= q.swept || q.young(row, now)) || q.ripe(row, needed, now) {
+			left = append(left, i)
+		}
+	}
+	return left
+}
+
 func (q *inquiry) lookUp(open []uint32) (lost []uint32, err error) {
 	bySpace := map[uint32][]uint32{}
 	for _, i := range open {
 		n := q.snap.table.at(i).sock.NetNS
 		bySpace[n] = append(bySpace[n], i)
 	}
-	for n, rows := range bySpace {
-		fresh := make([]conn.Sock, len(rows))
-		socks := make([]*conn.Sock, len(rows))
-		for k, i := range rows {
-			fresh[k] = q.snap.table.at(i).sock
-			socks[k] = &fresh[k]
-		}
-		lookErr := q.spaces[n].diag.Lookup(socks, func(k int, err error) {
-			switch {
-			case err == nil:
-				q.reread(rows[k], &fresh[k])
-			case errors.Is(err, sockdiag.ErrGone):
-				lost = append(lost, rows[k])
+	fresh := make([]conn.Sock, min(len(open), fewRows))
+	socks := make([]*conn.Sock, len(fresh))
+	for n, all := range bySpace {
+		for rows := range slices.Chunk(all, fewRows) {
+			for k, i := range rows {
+				fresh[k] = q.snap.table.at(i).sock
+				socks[k] = &fresh[k]
 			}
-			// Any other error leaves the question open until the next sweep.
-		})
-		if lookErr != nil {
-			return nil, lookErr
+			err := q.spaces[n].diag.Lookup(socks[:len(rows)], func(k int, err error) {
+				switch {
+				case err == nil:
+					q.reread(rows[k], &fresh[k])
+				case errors.Is(err, sockdiag.ErrGone):
+					lost = append(lost, rows[k])
+				}
+				// Any other error leaves the question open until the next sweep.
+			})
+			if err != nil {
+				return nil, err
+			}
 		}
 	}
 	return lost, nil
@@ -119,6 +145,15 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 	return nil, nil
 }
 
+// unanswered closes the last question to the row.
+func (q *inquiry) unanswered(row *row) {
+	a := &row.ask
+	if a.clear(outstanding); a.is(counted) {
+		q.snap.fails[a.group].Questions++
+		q.snap.fails[a.group].Unanswered++
+	}
+}
+
 // reread compares a connection with an open question to what the kernel says
 // of it now.
 func (q *inquiry) reread(i uint32, fresh *conn.Sock) {
@@ -131,6 +166,9 @@ func (q *inquiry) reread(i uint32, fresh *conn.Sock) {
 		return
 	}
 	if fresh.SegsIn == row.ask.base {
+		if expired(row, q.swept) {
+			q.unanswered(row)
+		}
 		if verdict.Transient(fresh.State) && !row.ask.is(counted) {
 			row.ask.clear(outstanding)
 			row.ask.set(settled)

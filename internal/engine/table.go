@@ -102,11 +102,13 @@ func (x *index) put(key uint64, i uint32) {
 	x.n++
 }
 
-// rebuild forgets all rows but the first n.
+// rebuild starts anew with the first n rows, without those whose key is 0.
 func (x *index) rebuild(n uint32, keyOf func(i uint32) uint64) {
 	clear(x.places)
 	x.n = 0
 	for i := range n {
-		x.put(keyOf(i), i)
+		if key := keyOf(i); key != 0 {
+			x.put(key, i)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -66,7 +67,7 @@ func newWorld(t *testing.T) *world {
 	w.far = must(w.net.Host("far"))(t)
 	w.toNear = must(w.net.Connect(w.server, w.near))(t)
 	w.toFar = must(w.net.Connect(w.server, w.far))(t)
-	w.engine = New(Options{RuntimeDir: w.dir})
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t)})
 	return w
 }
 
@@ -74,6 +75,18 @@ func runtimeDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	ok(t, os.Chmod(dir, 0o700))
+	return dir
+}
+
+// procRoot is a view of /proc with this process alone, and those of pids: a
+// machine with many descriptors would keep all tests busy reading theirs.
+func procRoot(t *testing.T, pids ...int) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, pid := range append(pids, os.Getpid()) {
+		name := strconv.Itoa(pid)
+		ok(t, os.Symlink("/proc/"+name, dir+"/"+name))
+	}
 	return dir
 }
 
@@ -139,7 +152,13 @@ func (w *world) check(ctx context.Context, r Request) map[netip.AddrPort]Connect
 func byPeer(snap *Snapshot) map[netip.AddrPort]Connection {
 	m := map[netip.AddrPort]Connection{}
 	for c := range snap.All() {
-		m[unmap(c.Sock.Peer())] = *c
+		kept := *c
+		kept.Owners = slices.Clone(c.Owners)
+		if c.Outcome != nil {
+			o := *c.Outcome
+			kept.Outcome = &o
+		}
+		m[unmap(c.Sock.Peer())] = kept
 	}
 	return m
 }

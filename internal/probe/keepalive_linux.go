@@ -216,6 +216,9 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 	}
 	defer a.release(h)
 	if r.Kind == journal.ReuseAddr {
+		if now, ok := h.get(unix.SOL_SOCKET, unix.SO_REUSEADDR); ok && now != 0 {
+			return nil // only a question clears it
+		}
 		return h.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, int(r.ReuseAddr))
 	}
 	on := 0

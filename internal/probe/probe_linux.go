@@ -50,10 +50,12 @@ func (a *Asker) Flush() error {
 	if len(a.restored) == 0 {
 		return nil
 	}
-	err := a.options.Journal.Append(a.restored)
+	if err := a.options.Journal.Append(a.restored); err != nil {
+		return err
+	}
 	a.restored = a.restored[:0]
 	a.step(StepForgotten)
-	return err
+	return nil
 }
 
 // Close flushes and releases the process descriptors. A close that lingers,
@@ -221,8 +223,11 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		return r, 0
 	}
 	defer a.release(h)
-	repair, repairOK := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
 	value, valueOK := h.get(unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if value != 0 && !journalled {
+		return r, value
+	}
+	repair, repairOK := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
 	before, infoOK := h.info(&a.buf)
 	r.Reuses = value != 0
 	r.State, r.SegsIn, r.HeardMS, r.At = before.state, before.segsIn, before.heardMS, time.Now()
@@ -235,8 +240,6 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		r.Refusal = Checkpoint
 	case MethodFor(before.state) != WindowProbe:
 		r.Refusal = ChangedMeanwhile // nothing would be sent
-	case value != 0 && !journalled:
-		return r, value
 	}
 	if r.Refusal != NotRefused || r.Ended {
 		return r, 0

@@ -49,9 +49,7 @@ var (
 // Reread earlier; one that has heard anything since its first unanswered
 // question is left alone.
 func Act(ctx context.Context, d Destroyer, items []Item, outcome func(i int, err error)) {
-	// Staying on one thread makes it less likely to lose the processor
-	// between reading and destroying.
-	runtime.LockOSThread()
+	runtime.LockOSThread() // for urgent
 	defer runtime.UnlockOSThread()
 	for base := 0; base < len(items); base += batchLen {
 		batch := items[base:min(base+batchLen, len(items))]
@@ -70,6 +68,7 @@ func act(d Destroyer, items []Item, outcome func(i int, err error)) {
 	for i := range items {
 		todo[i] = i
 	}
+	defer urgent()()
 	for range rereads {
 		start := time.Now()
 		var fresh []*conn.Sock

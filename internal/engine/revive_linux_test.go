@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"cmp"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/release"
+	"deadpeer/internal/testnet"
+)
+
+// A machine stands still for a while, as a paused VM does, then goes on: its
+// connections are held to be dead at most, and are not planned for release.
+// Neither is one whose silence is not long enough yet.
+func TestReleaseAfterOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	near, paused, gone := w.connect("tcp4", w.near, 5), w.connect("tcp4", w.far, 10), w.connect("tcp4", w.far, 5)
+	ok(t, w.toFar.CutPorts(ports(append(slices.Clone(paused), gone...))...))
+	r := w.request()
+	r.Rules.Silence = 8 * time.Second
+	resumed := false
+	r.Progress = func(p Progress) { // when all of them are held to be dead
+		if resumed || p.Dead < len(paused)+len(gone) {
+			return
+		}
+		resumed = true
+		ok(t, w.toFar.HealPorts(ports(paused)...))
+		for _, p := range paused[:5] { // of the others the next question is answered
+			must(w.clients[p].Write([]byte("x")))(t)
+		}
+	}
+	p := w.plan(r)
+	if !resumed {
+		t.Error("they were never held to be dead")
+	}
+	ok(t, p.Act(t.Context()))
+	got := byPeer(p.Snapshot)
+	expect(t, got, near, conn.Alive)
+	expect(t, got, paused, conn.Alive)
+	expect(t, got, gone, conn.Dead)
+	expectOutcomes(t, got, paused, "-")
+	expectOutcomes(t, got, gone, "done")
+	for _, peer := range paused {
+		if w.aborted(peer) {
+			t.Errorf("%s: ended", peer)
+		}
+	}
+
+	// A minute is not over: nothing is released.
+	gone = w.connect("tcp4", w.far, 3)
+	ok(t, w.toFar.CutPorts(ports(gone)...))
+	r = w.request()
+	r.Rules.Silence, r.Timeout = time.Minute, -1
+	snap := w.check(t.Context(), r)
+	expect(t, snap, gone, conn.Dead)
+	for _, peer := range gone {
+		c := snap[peer]
+		if allowed, why := release.Decide(release.Candidate{Verdict: c.Judgement.Verdict, Why: c.Judgement.Why, Silence: c.Evidence.Silence}, r.Rules); allowed || !strings.Contains(why, "release needs 60 s") {
+			t.Errorf("%s: %v, %q", peer, allowed, why)
+		}
+	}
+}
+
+// Peers come back at random moments around the act. None of those is
+// destroyed that had been heard 5 ms before or earlier, by the packets on the
+// wire; and the dead are, all of them.
+func TestReleaseRevived(t *testing.T) {
+	t.Parallel()
+	const waves, size = 4, 250
+	for wave := range waves {
+		t.Run(strconv.Itoa(wave), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			peers := w.connect("tcp4", w.far, size)
+			ok(t, w.toFar.Cut())
+			p := w.plan(w.request())
+			if p.Len() != size {
+				t.Fatalf("%d planned", p.Len())
+			}
+			record := must(w.toFar.Record())(t)
+			ok(t, w.toFar.Heal())
+			early, never := peers[:size/10], peers[size/10:size/5]
+			type revival struct {
+				at   time.Duration
+				peer netip.AddrPort
+			}
+			var list []revival
+			for _, peer := range early {
+				must(w.clients[peer].Write([]byte("x")))(t)
+			}
+			for _, peer := range peers[size/5:] {
+				list = append(list, revival{time.Duration(rand.Int64N(int64(60 * time.Millisecond))), peer})
+			}
+			slices.SortFunc(list, func(a, b revival) int { return cmp.Compare(a.at, b.at) })
+			for _, peer := range early { // it has arrived
+				must(io.ReadFull(w.servers[peer], make([]byte, 1)))(t)
+			}
+			time.Sleep(20 * time.Millisecond)
+			start := time.Now()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for _, r := range list {
+					time.Sleep(time.Until(start.Add(r.at)))
+					_, _ = w.clients[r.peer].Write([]byte("x"))
+				}
+			}()
+			time.Sleep(20 * time.Millisecond)
+			ok(t, p.Act(t.Context()))
+			<-done
+			got := byPeer(p.Snapshot)
+			expectOutcomes(t, got, early, release.ErrHeard.Error())
+			destroyed := 0
+			for _, peer := range peers {
+				o := got[peer].Outcome
+				switch {
+				case o == nil:
+					t.Errorf("%s: no outcome", peer)
+				case o.Done:
+					destroyed++
+				case o.Error != release.ErrHeard.Error() && o.Error != release.ErrTooSlow.Error():
+					t.Errorf("%s: %+v", peer, o)
+				case slices.Contains(never, peer) && o.Error != release.ErrTooSlow.Error():
+					t.Errorf("%s: never revived, but %+v", peer, o)
+				}
+				if o != nil && !o.Done && w.aborted(peer) {
+					t.Errorf("%s: ended, but %+v", peer, o)
+				}
+			}
+			left := w.judgeByWire(record, got)
+			t.Logf("%d destroyed, %d left alone", destroyed, left)
+		})
+	}
+}
+
+// judgeByWire holds every outcome to the packets: the server's first RST is
+// the moment it destroyed, the client's first segment the moment it came back.
+func (w *world) judgeByWire(record *testnet.Recorder, got map[netip.AddrPort]Connection) (left int) {
+	w.t.Helper()
+	heard, ended := map[netip.AddrPort]time.Time{}, map[netip.AddrPort]time.Time{}
+	collect := func() bool {
+		clear(heard)
+		clear(ended)
+		for _, s := range record.Segments() {
+			switch {
+			case s.From == w.far && heard[s.Src].IsZero():
+				heard[s.Src] = s.Time
+			case s.From == w.server && s.Flags.Has(testnet.RST) && ended[s.Dst].IsZero():
+				ended[s.Dst] = s.Time
+			}
+		}
+		for peer, c := range got {
+			if c.Outcome != nil && c.Outcome.Done && ended[peer].IsZero() {
+				return false
+			}
+		}
+		return true
+	}
+	wait(w.t, "the RST of every socket destroyed", collect)
+	for peer, c := range got {
+		h, e := heard[peer], ended[peer]
+		switch {
+		case c.Outcome == nil || !c.Outcome.Done:
+			left++
+			if !e.IsZero() {
+				w.t.Errorf("%s: %+v, but it was ended", peer, c.Outcome)
+			}
+		case !h.IsZero() && e.Sub(h) > release.Reread:
+			w.t.Errorf("%s: destroyed %s after it was heard", peer, e.Sub(h))
+		}
+	}
+	return left
+}

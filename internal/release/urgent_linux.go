@@ -1,0 +1,19 @@
+package release
+
+import "golang.org/x/sys/unix"
+
+// urgent keeps the scheduler from taking the processor away from the calling
+// thread for others (SCHED_FIFO, sched(7)) until calm, since whatever arrives
+// between reading a socket and destroying it goes unseen. The caller is locked
+// to the thread. Needs CAP_SYS_NICE; without it nothing changes.
+func urgent() (calm func()) {
+	was, err := unix.SchedGetAttr(0, 0)
+	if err != nil || was.Policy != unix.SCHED_NORMAL && was.Policy != unix.SCHED_BATCH {
+		return func() {}
+	}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if unix.SchedSetAttr(0, &fifo, 0) != nil {
+		return func() {}
+	}
+	return func() { _ = unix.SchedSetAttr(0, was, 0) } // giving up is always allowed
+}

@@ -9,11 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type option struct {
-	level, name int
-	label       string
-}
-
 func soKeepAlive() option { return option{unix.SOL_SOCKET, unix.SO_KEEPALIVE, "SO_KEEPALIVE"} }
 func keepIdle() option    { return option{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, "TCP_KEEPIDLE"} }
 func keepIntvl() option   { return option{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, "TCP_KEEPINTVL"} }
@@ -22,6 +17,7 @@ func userTimeout() option { return option{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOU
 
 type setting struct {
 	option
+	part  Part // "" for SO_KEEPALIVE
 	value int
 }
 
@@ -32,19 +28,22 @@ type setting struct {
 // death without a probe). With probes unanswered that expiry could kill while
 // the answer is on its way, and no order of options helps, since it comes a
 // tick after the last of them: then keepalive is off meanwhile, and switching
-// it on arms a whole idle time (tcp_set_keepalive).
-func setFD(fd int, p Policy) error {
+// it on arms a whole idle time (tcp_set_keepalive). Hence TCP_INFO is read
+// first; more is read only when it tells of such probes, or to judge a user
+// timeout beside values that p leaves alone.
+func setFD(sock uintptr, p Policy, bestEffort bool) (undone []*PartError, err error) {
+	fd := int(sock)
 	if err := inForce(fd, p).checkUserTimeout(); err != nil {
-		return err
+		return nil, err
 	}
 	off, was := false, 0
 	if p.Idle > 0 && unanswered(fd) > 0 {
 		now, err := get(fd, keepIdle())
 		if err != nil {
-			return err
+			return nil, &PartError{PartIdle, err}
 		}
 		if was, err = get(fd, soKeepAlive()); err != nil {
-			return err
+			return nil, err
 		}
 		if was != 0 && now == wholes(p.Idle, time.Second) {
 			p.Idle = 0 // even the same value would make the timer fire
@@ -55,43 +54,70 @@ func setFD(fd int, p Policy) error {
 	var buf [7]setting
 	todo := buf[:0]
 	if off {
-		todo = append(todo, setting{soKeepAlive(), 0})
+		todo = append(todo, setting{soKeepAlive(), "", 0})
 	}
 	if p.UserTimeout == 0 {
-		todo = append(todo, setting{userTimeout(), 0})
+		todo = append(todo, setting{userTimeout(), PartUserTimeout, 0})
 	}
 	if p.Interval > 0 {
-		todo = append(todo, setting{keepIntvl(), wholes(p.Interval, time.Second)})
+		todo = append(todo, setting{keepIntvl(), PartInterval, wholes(p.Interval, time.Second)})
 	}
 	if p.Probes > 0 {
-		todo = append(todo, setting{keepCnt(), p.Probes})
+		todo = append(todo, setting{keepCnt(), PartProbes, p.Probes})
 	}
 	if !off { // on first: TCP_KEEPIDLE then counts from the time already idle
-		todo = append(todo, setting{soKeepAlive(), 1})
+		todo = append(todo, setting{soKeepAlive(), "", 1})
 	}
 	if p.Idle > 0 {
-		todo = append(todo, setting{keepIdle(), wholes(p.Idle, time.Second)})
+		todo = append(todo, setting{keepIdle(), PartIdle, wholes(p.Idle, time.Second)})
 	}
 	if off {
-		todo = append(todo, setting{soKeepAlive(), 1})
-	}
-	if p.UserTimeout > 0 {
-		todo = append(todo, setting{userTimeout(), wholes(p.UserTimeout, time.Millisecond)})
+		todo = append(todo, setting{soKeepAlive(), "", 1})
 	}
 	for _, s := range todo {
-		err := set(fd, s.option, s.value)
-		if err == nil || s.option == userTimeout() && s.value == 0 && refusedOption(err) && isMPTCP(fd) {
-			continue // a socket without the option has it off
+		err := s.set(fd)
+		switch {
+		case err == nil || s.part == PartUserTimeout && refusedOption(err) && isMPTCP(fd):
+			// A socket without the user timeout has it off.
+		case bestEffort && s.part != "" && cannot(fd, err):
+			undone = append(undone, &PartError{s.part, err})
+		default:
+			if off && was != 0 {
+				err = errors.Join(err, set(fd, soKeepAlive(), 1))
+			}
+			return nil, s.blame(err)
 		}
-		if off && was != 0 {
-			err = errors.Join(err, set(fd, soKeepAlive(), 1))
-		}
-		return err
 	}
-	return nil
+	if p.UserTimeout <= 0 {
+		return undone, nil
+	}
+	if len(undone) > 0 {
+		if err := inForce(fd, Policy{UserTimeout: p.UserTimeout}).checkUserTimeout(); err != nil {
+			return append(undone, &PartError{PartUserTimeout, err}), nil
+		}
+	}
+	last := setting{userTimeout(), PartUserTimeout, wholes(p.UserTimeout, time.Millisecond)}
+	if err := last.set(fd); bestEffort && err != nil && cannot(fd, err) {
+		undone = append(undone, &PartError{PartUserTimeout, err})
+	} else if err != nil {
+		return nil, last.blame(err)
+	}
+	return undone, nil
 }
 
-func wholes(d, unit time.Duration) int { return int(roundUp(d, unit) / unit) }
+func (s setting) set(fd int) error { return set(fd, s.option, s.value) }
+
+func (s setting) blame(err error) error {
+	if s.part == "" {
+		return err
+	}
+	return &PartError{s.part, err}
+}
+
+// cannot: another socket, or without a filter in the way, would have taken it.
+func cannot(fd int, err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || refusedOption(err) && isMPTCP(fd)
+}
 
 // inForce fills in what p leaves alone, as far as it is needed to judge the
 // user timeout and can be read; what cannot be read stays zero.
@@ -132,7 +158,8 @@ func unanswered(fd int) uint8 {
 	return binary.NativeEndian.AppendUint32(make([]byte, 0, 4), uint32(v))[3]
 }
 
-func getFD(fd int) (Settings, error) {
+func getFD(sock uintptr) (Settings, error) {
+	fd := int(sock)
 	on, err := get(fd, soKeepAlive())
 	if err != nil {
 		return Settings{}, err
@@ -164,7 +191,7 @@ func getFD(fd int) (Settings, error) {
 	}}, nil
 }
 
-func disableFD(fd int) error { return set(fd, soKeepAlive(), 0) }
+func disableFD(sock uintptr) error { return set(int(sock), soKeepAlive(), 0) }
 
 func get(fd int, o option) (int, error) {
 	v, err := unix.GetsockoptInt(fd, o.level, o.name)

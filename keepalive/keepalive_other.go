@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !darwin && !dragonfly && !freebsd && !illumos && !netbsd && !openbsd && !solaris && !windows
 
 package keepalive
 
@@ -8,11 +8,13 @@ import (
 	"runtime"
 )
 
-func setFD(int, Policy) error { return unsupported() }
+func setFD(uintptr, Policy, bool) ([]*PartError, error) { return nil, unsupported() }
 
-func getFD(int) (Settings, error) { return Settings{}, unsupported() }
+func getFD(uintptr) (Settings, error) { return Settings{}, unsupported() }
 
-func disableFD(int) error { return unsupported() }
+func restoreFD(uintptr, Settings) error { return unsupported() }
+
+func disableFD(uintptr) error { return unsupported() }
 
 func unsupported() error {
 	return fmt.Errorf("%w on %s", errors.ErrUnsupported, runtime.GOOS)

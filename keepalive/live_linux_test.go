@@ -2,6 +2,7 @@ package keepalive_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -117,7 +118,7 @@ func TestSettingAgainDoesNotPostpone(t *testing.T) {
 			if took := time.Since(start); took < 4*second {
 				t.Errorf("gone after %v, want 4 s at least", took)
 			}
-			if operr, ok := err.(net.Error); !ok || !operr.Timeout() {
+			if !errors.Is(err, unix.ETIMEDOUT) {
 				t.Errorf("got %v, want ETIMEDOUT", err)
 			}
 			return

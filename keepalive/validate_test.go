@@ -27,7 +27,7 @@ func TestValidate(t *testing.T) {
 		{"unknown probes are two, over", Policy{Idle: 5 * s, Interval: 2 * s, UserTimeout: 7*s + 1}, ""},
 		{"one probe is the user's will", Policy{Idle: 5 * s, Interval: 2 * s, Probes: 1, UserTimeout: 6 * s}, ""},
 		{"user timeout alone", Policy{UserTimeout: s}, ""},
-		{"longest user timeout", Policy{UserTimeout: maxUserTimeout}, ""},
+		{"longest user timeout", Policy{UserTimeout: millisInInt}, ""},
 		{"negative idle", Policy{Idle: -1}, "idle"},
 		{"long idle", Policy{Idle: 32767*s + 1}, "idle"},
 		{"endless idle", Policy{Idle: math.MaxInt64}, "idle"},
@@ -35,11 +35,11 @@ func TestValidate(t *testing.T) {
 		{"long interval", Policy{Interval: 32768 * s}, "interval"},
 		{"negative probes", Policy{Probes: -1}, "probes"},
 		{"many probes", Policy{Probes: 128}, "probes"},
-		{"long user timeout", Policy{UserTimeout: maxUserTimeout + 1}, "user timeout"},
+		{"long user timeout", Policy{UserTimeout: millisInInt + 1}, "user timeout"},
 		{"endless user timeout", Policy{UserTimeout: math.MaxInt64}, "user timeout"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := tt.p.Validate()
+			err := tt.p.ValidateFor("linux")
 			if tt.field == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -59,5 +59,42 @@ func TestValidate(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestValidateForOtherSystems(t *testing.T) {
+	const s = time.Second
+	for _, tt := range []struct {
+		goos  string
+		p     Policy
+		field string
+	}{
+		{"windows", Policy{Probes: 255}, ""},
+		{"windows", Policy{Probes: 256}, "probes"},
+		{"windows", Policy{Idle: 40000 * s}, ""},
+		{"darwin", Policy{Idle: 60 * s, Interval: 10 * s, Probes: 6, UserTimeout: 30 * s}, ""}, // does not end the probing
+		{"android", Policy{Idle: 60 * s, Interval: 10 * s, Probes: 6, UserTimeout: 30 * s}, "user timeout"},
+		{"ios", Policy{Idle: 2147484 * s}, "idle"},
+		{"freebsd", Policy{Idle: s, Interval: 2147483 * s, Probes: 1}, "probes"},
+		{"freebsd", Policy{Interval: 2147483 * s, Probes: 1}, ""},
+		{"dragonfly", Policy{Interval: s, Probes: math.MaxInt32}, "probes"},
+		{"netbsd", Policy{UserTimeout: millisInInt}, "user timeout"},
+		{"openbsd", Policy{Idle: -s}, "idle"},
+		{"illumos", Policy{Idle: 9*s + 1}, ""},
+		{"illumos", Policy{Idle: 9 * s}, "idle"},
+		{"solaris", Policy{Idle: 864001 * s}, "idle"},
+		{"solaris", Policy{Interval: 2*time.Hour + 1}, "interval"},
+	} {
+		err := tt.p.ValidateFor(tt.goos)
+		var bad *PolicyError
+		switch {
+		case tt.field == "" && err != nil:
+			t.Errorf("%s %+v: %v", tt.goos, tt.p, err)
+		case tt.field != "" && (!errors.As(err, &bad) || bad.Field != tt.field):
+			t.Errorf("%s %+v: got %v, want a PolicyError of %s", tt.goos, tt.p, err, tt.field)
+		}
+	}
+	if err := (Policy{}).ValidateFor("plan9"); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("plan9: got %v, want ErrUnsupported", err)
 	}
 }

@@ -108,6 +108,7 @@ them and whatever they hold.
   scan     list connections and when the kernel would give each up; sends nothing
   check    ask every connection's peer now whether it is there
   release  end the connections proven dead
+  profiles keepalive policies for common paths
   doctor   what this kernel and these privileges allow
   demo     the whole story in throw-away network namespaces
 
@@ -129,7 +130,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
-	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.man())
+	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.profiles(), a.man())
 	wrapUsage(root)
 	return root
 }

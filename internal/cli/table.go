@@ -291,8 +291,10 @@ func appendSpan(b []byte, d time.Duration) []byte {
 	case d < time.Second:
 		return append(strconv.AppendInt(b, d.Milliseconds(), 10), "ms"...)
 	case s < 10:
-		b = append(strconv.AppendInt(b, s, 10), '.')
-		b = strconv.AppendInt(b, int64(d/(100*time.Millisecond))%10, 10)
+		b = strconv.AppendInt(b, s, 10)
+		if tenth := int64(d/(100*time.Millisecond)) % 10; tenth > 0 {
+			b = strconv.AppendInt(append(b, '.'), tenth, 10)
+		}
 		return append(b, 's')
 	case s < 100:
 		return append(strconv.AppendInt(b, s, 10), 's')

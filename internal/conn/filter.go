@@ -162,11 +162,12 @@ func (f *Filter) NeedsVerdict() bool {
 	})
 }
 
-// Names reports whether the filter can only match the connection with that
-// cookie because it says so: a predicate cookie = N that must hold whichever
-// alternative is taken.
+// Names reports whether the filter matches the connection with that cookie
+// only because it says so: whichever alternative lets it in has a predicate
+// cookie = N that must hold.
 func (f *Filter) Names(cookie uint64) bool {
-	return f.expr != nil && mustBe(f.expr, false, cookie)
+	named := anyNode(f.expr, func(n node) bool { return n == numPred{fieldCookie, opEQ, cookie} })
+	return named && alwaysNames(f.expr, false)
 }
 
 // String gives the filter in canonical form, names resolved to numbers.

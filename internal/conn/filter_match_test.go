@@ -143,6 +143,8 @@ func TestFilterNeeds(t *testing.T) {
 		{"cookie >= 7", false, false, false},
 		{"cookie = 7 and ( pid = 1 or verdict = dead )", true, true, true},
 		{"cookie = 7 or sport = 1", false, false, false},
+		{"cookie = 7 or cookie = 8", false, false, true},
+		{"cookie = 7 and sport = 1 or cookie = 8", false, false, true},
 		{"cookie = 7 comm = a or cookie = 7 and unit = b", true, false, true},
 		{"not ( cookie != 7 or verdict = dead )", false, true, true},
 		{"not ( cookie = 7 and sport = 1 )", false, false, false},

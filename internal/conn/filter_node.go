@@ -143,6 +143,22 @@ func namedStates(n node, not bool) (states States) {
 	return states
 }
 
+// alwaysNames reports whether n can hold only where a predicate cookie = N
+// names the connection.
+func alwaysNames(n node, not bool) bool {
+	kids, all, kidsNot := junction(n, not)
+	if kids == nil {
+		p, ok := n.(numPred)
+		return ok && !not && p.field == fieldCookie && p.op == opEQ
+	}
+	for _, kid := range kids {
+		if alwaysNames(kid, kidsNot) == all {
+			return all
+		}
+	}
+	return !all
+}
+
 func mustBe(n node, not bool, cookie uint64) bool {
 	kids, all, kidsNot := junction(n, not)
 	if kids == nil {

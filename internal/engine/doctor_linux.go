@@ -98,7 +98,7 @@ func diagnoseGetfd() Finding {
 		}
 	}
 	if f.OK = err == nil; !f.OK {
-		f.Detail, f.Mend = err.Error(), "needs Linux 5.6, and a sandbox that allows pidfd_open and pidfd_getfd"
+		f.Detail, f.Mend = err.Error(), "needs Linux 5.6, and a seccomp profile that allows pidfd_open and pidfd_getfd"
 	}
 	return f
 }

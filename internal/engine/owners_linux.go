@@ -2,10 +2,14 @@ package engine
 
 import (
 	"cmp"
+	"context"
+	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/procfd"
 )
 
 // claim is an owner found for a socket.
@@ -89,4 +93,76 @@ func (j *join) gather() (all []conn.Owner) {
 		}
 	}
 	return all
+}
+
+// ownerWalk is a walk through the descriptors of all processes.
+type ownerWalk struct {
+	join  *join
+	stop  func()
+	done  chan struct{} // closed at the end, then what follows is set
+	stats procfd.Stats
+	err   error
+}
+
+// claimBatch claims of one worker are joined with the table at a time.
+const claimBatch = 256
+
+// walk begins to look for owners. Stop it.
+func (r *run) walk(ctx context.Context) *ownerWalk {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &ownerWalk{join: &join{table: &r.snap.table}, done: make(chan struct{})}
+	w.stop = func() {
+		cancel()
+		<-w.done
+	}
+	go func() {
+		defer close(w.done)
+		workers := runtime.GOMAXPROCS(0)
+		batches := make([][]claim, workers)
+		w.stats, w.err = r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
+			b := append(batches[worker], claim{inode, o})
+			if len(b) == claimBatch {
+				w.join.add(b)
+				b = b[:0]
+			}
+			batches[worker] = b
+		})
+		for _, b := range batches {
+			w.join.add(b)
+		}
+	}()
+	return w
+}
+
+// findOwners joins what the walk found with the table, by inode.
+func (r *run) findOwners(w *ownerWalk) error {
+	t := &r.snap.table
+	r.index.rebuild(t.n, t.inode) // one index at a time saves memory
+	w.join.begin(&r.index)
+	<-w.done
+	defer r.index.rebuild(t.n, t.cookie)
+	if w.err != nil {
+		return fmt.Errorf("find owners: %w", w.err)
+	}
+	r.hidden = w.stats.Missing()
+	r.snap.owners = w.join.gather()
+	for i := range r.snap.table.n {
+		for _, o := range r.snap.ownersOf(r.snap.table.at(i)) {
+			r.process(o.PID)
+		}
+	}
+	return nil
+}
+
+// process reads what there is to know of a process, once.
+func (r *run) process(pid int32) *conn.Process {
+	if p, ok := r.snap.processes[pid]; ok {
+		return p
+	}
+	p, err := r.proc.Process(pid)
+	if err != nil {
+		p = conn.Process{PID: pid} // it has ended
+	}
+	r.snap.processes[pid] = &p
+	return &p
 }

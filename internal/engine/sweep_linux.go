@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"slices"
 	"time"
 
 	"deadpeer/internal/conn"
@@ -81,34 +80,44 @@ func (q *inquiry) worthReading(open []uint32, now stamp) []uint32 {
 }
 
 func (q *inquiry) lookUp(open []uint32) (lost []uint32, err error) {
-	bySpace := map[uint32][]uint32{}
-	for _, i := range open {
-		n := q.snap.table.at(i).sock.NetNS
-		bySpace[n] = append(bySpace[n], i)
-	}
-	fresh := make([]conn.Sock, min(len(open), fewRows))
-	socks := make([]*conn.Sock, len(fresh))
-	for n, all := range bySpace {
-		for rows := range slices.Chunk(all, fewRows) {
-			for k, i := range rows {
-				fresh[k] = q.snap.table.at(i).sock
-				socks[k] = &fresh[k]
+	for n, space := range q.spaces {
+		rows := q.looked[:0]
+		for at, i := range open {
+			if q.snap.table.at(i).sock.NetNS == n {
+				rows = append(rows, i)
 			}
-			err := q.spaces[n].diag.Lookup(socks[:len(rows)], func(k int, err error) {
-				switch {
-				case err == nil:
-					q.reread(rows[k], &fresh[k])
-				case errors.Is(err, sockdiag.ErrGone):
-					lost = append(lost, rows[k])
+			if len(rows) == lookUpLen || len(rows) > 0 && at == len(open)-1 {
+				if lost, err = q.lookUpBatch(space, rows, lost); err != nil {
+					return nil, err
 				}
-				// Any other error leaves the question open until the next sweep.
-			})
-			if err != nil {
-				return nil, err
+				rows = rows[:0]
 			}
 		}
+		q.looked = rows
 	}
 	return lost, nil
+}
+
+// lookUpBatch looks up rows of one namespace, and appends to lost those whose
+// socket is gone.
+func (q *inquiry) lookUpBatch(s *space, rows, lost []uint32) ([]uint32, error) {
+	q.fresh, q.socks = q.fresh[:0], q.socks[:0]
+	for _, i := range rows {
+		q.fresh = append(q.fresh, q.snap.table.at(i).sock)
+	}
+	for k := range q.fresh {
+		q.socks = append(q.socks, &q.fresh[k])
+	}
+	err := s.diag.Lookup(q.socks, func(k int, err error) {
+		switch {
+		case err == nil:
+			q.reread(rows[k], &q.fresh[k])
+		case errors.Is(err, sockdiag.ErrGone):
+			lost = append(lost, rows[k])
+		}
+		// Any other error leaves the question open until the next sweep.
+	})
+	return lost, err
 }
 
 func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err error) {

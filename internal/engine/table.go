@@ -4,9 +4,9 @@ import (
 	"deadpeer/internal/conn"
 )
 
-// chunkLen rows are allocated at a time, so that a growing table copies and
-// wastes nothing.
-const chunkLen = 512
+// chunkLen rows are allocated at a time, so that a growing table copies
+// nothing. As many of them fill whole pages of the runtime.
+const chunkLen = 1024
 
 // table holds the connections of one run. Rows hold no pointers; a row keeps
 // its number and its address for as long as the table lives.

@@ -218,3 +218,45 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for 202 sockets, %v for 2", b, a)
 	}
 }
+
+// A dump longer than the buffers of its reader is visited whole and in order,
+// and an error in the middle of it does not spoil the next.
+func TestDumpLong(t *testing.T) {
+	const n = 1200
+	network, err := testnet.New(t.Context())
+	check(t, err)
+	t.Cleanup(func() { check(t, network.Close()) })
+	host, err := network.Host("a")
+	check(t, err)
+	ports := map[uint16]bool{}
+	for range n {
+		l, err := host.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+		check(t, err)
+		t.Cleanup(func() { _ = l.Close() })
+		ports[l.Addr().(*net.TCPAddr).AddrPort().Port()] = true
+	}
+	c := open(t, host)
+	q := Query{States: 1 << conn.Listen}
+	stop := errors.New("stop")
+	for _, after := range []int{0, n / 2} {
+		visited := 0
+		err := c.Dump(t.Context(), q, func(*conn.Sock, *Memory) error {
+			if visited++; visited > after {
+				return stop
+			}
+			return nil
+		})
+		if !errors.Is(err, stop) || visited != after+1 {
+			t.Errorf("stopped after %d: visited %d, %v", after, visited, err)
+		}
+	}
+	for _, s := range list(t, c, q) {
+		if !ports[s.LocalPort] {
+			t.Errorf("port %d is not ours, or came twice", s.LocalPort)
+		}
+		delete(ports, s.LocalPort)
+	}
+	if len(ports) > 0 {
+		t.Errorf("%d of %d sockets are missing", len(ports), n)
+	}
+}

@@ -20,7 +20,7 @@ import (
 func Idle(in Input) Forecast {
 	w := wheel{clampHZ(in.HZ)}
 	p := clampPolicy(in.Policy)
-	f := Forecast{Situation: "idle", Rule: Never, HZ: w.hz}
+	f := Forecast{Situation: SituationIdle, Rule: Never, HZ: w.hz}
 	if !in.KeepAlive {
 		return f
 	}
@@ -30,16 +30,16 @@ func Idle(in Input) Forecast {
 
 	// The first expiry that finds the idle time over. One before that only
 	// arms the rest of it, and a pending timer may itself be late.
-	longest := max(p.Idle, interval)
+	most := max(p.Idle, interval)
 	due := max(0, p.Idle-heard)
 	var first span
 	switch pending := min(in.TimerIn, maxArm); {
 	case pending < 0:
-		first = span{due, longest + w.late(longest)}
+		first = span{due, most + w.late(most)}
 	case pending == 0 && heard == 0:
 		first = span{due, due + w.late(due)}
 	default:
-		first = span{max(due, pending), max(due+w.late(due), pending+w.late(max(longest, pending)))}
+		first = span{max(due, pending), max(due+w.late(due), pending+w.late(max(most, pending)))}
 	}
 	expiry := func(i int64) span {
 		n := time.Duration(i)

@@ -47,8 +47,8 @@ generate: ## rewrite what is generated: the expected output in test/script
 fuzz: ## run every fuzz target for FUZZTIME (20s)
 	@.ci/fuzz $(GO) $(FUZZTIME)
 
-man: build ## write the man pages to man/
-	bin/deadpeer man man
+man: ## write the man pages to man/
+	$(GO) run ./packaging/man man
 
 clean: ## remove what make made
 	rm -rf bin man

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -98,6 +99,11 @@ func (a *app) say(format string, args ...any) {
 	fmt.Fprintf(a.stderr, "deadpeer: "+format+"\n", args...)
 }
 
+// Command is the whole command line, for those who describe it.
+func Command() *cobra.Command {
+	return (&app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}).root()
+}
+
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "deadpeer",
@@ -130,7 +136,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
-	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.profiles(), a.man())
+	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.profiles())
 	wrapUsage(root)
 	return root
 }

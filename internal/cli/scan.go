@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,6 +36,7 @@ up, however long the peer is gone.`,
 			if req.NoOwners && !req.Filter.NeedsOwners() {
 				return a.stream(cmd.Context(), e, req)
 			}
+			saveMemory(os.Getenv)
 			snap, err := e.Scan(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -73,6 +75,7 @@ and connections with both ends on this host.`,
 				return err
 			}
 			done := a.progress(&req)
+			saveMemory(os.Getenv)
 			snap, err := engine.New(engine.Options{}).Check(cmd.Context(), req)
 			done()
 			if snap == nil {
@@ -134,6 +137,7 @@ silent) unless --despite-outage is given: exit code 3 says what was held.`,
 
 func (a *app) runRelease(ctx context.Context, req engine.Request, yes bool) error {
 	done := a.progress(&req)
+	saveMemory(os.Getenv)
 	plan, err := engine.New(engine.Options{}).Plan(ctx, req)
 	done()
 	if plan == nil {

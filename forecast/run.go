@@ -1,6 +1,9 @@
 package forecast
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // run is one life of a connection on the wheel, in ticks, from a start of
 // known phase. Situations whose timers are at most tcp_rto_max long are
@@ -149,7 +152,8 @@ func (s *summary) add(r *run) {
 func (s *summary) merge(i int, what string, n int, at time.Duration) {
 	steps := s.forecast.Steps
 	if i >= len(steps) || steps[i].What != what || steps[i].N != n {
-		for i = 0; i < len(steps) && (steps[i].What != what || steps[i].N != n); i++ {
+		if i = slices.IndexFunc(steps, func(s Step) bool { return s.What == what && s.N == n }); i < 0 {
+			i = len(steps)
 		}
 	}
 	if i == len(steps) {

@@ -243,8 +243,8 @@ func TestForRefuses(t *testing.T) {
 		"ownership":         {forecast.SituationFinWait2, forecast.Input{Ownership: 9}},
 	} {
 		_, err := forecast.For(tt.situation, tt.in)
-		var bad *forecast.InputError
-		if !errors.As(err, &bad) || bad.Field != field || bad.Value == "" || bad.Allowed == "" || bad.Mend == "" {
+		bad, ok := errors.AsType[*forecast.InputError](err)
+		if !ok || bad.Field != field || bad.Value == "" || bad.Allowed == "" || bad.Mend == "" {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -267,8 +267,7 @@ func FuzzFor(f *testing.F) {
 			Clock: forecast.Clock{Jiffies: jiffies}}
 		got, err := forecast.For(s, in)
 		if err != nil {
-			var bad *forecast.InputError
-			if !errors.As(err, &bad) {
+			if _, ok := errors.AsType[*forecast.InputError](err); !ok {
 				t.Fatal(err)
 			}
 			return

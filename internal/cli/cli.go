@@ -114,6 +114,7 @@ them and whatever they hold.
   scan     list connections and when the kernel would give each up; sends nothing
   check    ask every connection's peer now whether it is there
   release  end the connections proven dead
+  forecast when the kernel gives a connection up, for any policy and situation
   profiles keepalive policies for common paths
   doctor   what this kernel and these privileges allow
   demo     the whole story in throw-away network namespaces
@@ -136,7 +137,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
-	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.profiles())
+	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.forecast(), a.profiles())
 	wrapUsage(root)
 	return root
 }

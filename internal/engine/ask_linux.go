@@ -156,7 +156,7 @@ func (q *inquiry) prepare() error {
 			row.ask.protection = unprotected
 		}
 		if !q.mayAsk(row) {
-			q.judge(i, row, 0)
+			q.judge(row, 0)
 			row.ask.set(settled)
 			continue
 		}
@@ -170,7 +170,7 @@ func (q *inquiry) prepare() error {
 			row.ask.refusal = probe.NoRoute
 		}
 		if row.ask.protection != unprotected || row.ask.refusal != probe.NotRefused {
-			q.judge(i, row, 0)
+			q.judge(row, 0)
 			row.ask.set(settled)
 			continue
 		}
@@ -238,7 +238,7 @@ func (q *inquiry) mayAsk(row *row) bool {
 		return false
 	case s.MPTCP:
 		row.ask.refusal = probe.MPTCPSocket
-	case s.State == conn.CloseWait && verdict.Glance(q.snap.evidence(0, row), q.req.Rules).Verdict == conn.Leaked:
+	case s.State == conn.CloseWait && verdict.Glance(q.snap.evidence(row), q.req.Rules).Verdict == conn.Leaked:
 		return false // its peer closed long ago: a question could only draw a RST
 	case verdict.Transient(s.State) || !conn.Connections.Has(s.State):
 		return false
@@ -336,7 +336,7 @@ func (q *inquiry) judgeAll(swept stamp) {
 			a.unanswered = 0 // nobody was asked to the end
 			a.set(settled)
 		}
-		q.judge(i, row, swept)
+		q.judge(row, swept)
 		switch {
 		case verdict.Transient(row.sock.State):
 			a.set(settled)
@@ -364,10 +364,10 @@ func expired(row *row, swept stamp) bool {
 }
 
 // judge gives the row its verdict as of the given time.
-func (q *inquiry) judge(i uint32, row *row, at stamp) {
+func (q *inquiry) judge(row *row, at stamp) {
 	a := &row.ask
 	a.judged = at
-	j := verdict.Judge(q.snap.evidence(i, row), q.req.Rules)
+	j := verdict.Judge(q.snap.evidence(row), q.req.Rules)
 	a.verdict, a.why = j.Verdict, j.Why
 	if a.chance = 0; !math.IsNaN(j.FalseChance) {
 		a.chance = max(float32(j.FalseChance), math.SmallestNonzeroFloat32)

@@ -89,7 +89,7 @@ func (p protection) String() string {
 func ms(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // evidence puts together what is known of row i as of its last judgement.
-func (s *Snapshot) evidence(i uint32, r *row) verdict.Evidence {
+func (s *Snapshot) evidence(r *row) verdict.Evidence {
 	a, sock := &r.ask, &r.sock
 	e := verdict.Evidence{
 		State: sock.State, HeardKnown: sock.HasInfo, Sent: ms(sock.LastDataSent),

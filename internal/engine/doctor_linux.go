@@ -61,7 +61,7 @@ func (e *Engine) diagnoseKernel() Finding {
 	if err := unix.Uname(&u); err != nil {
 		return Finding{What: "kernel", Detail: err.Error()}
 	}
-	return Finding{What: "kernel", OK: true, Detail: fmt.Sprintf("%s %s, HZ=%d", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), hz())}
+	return Finding{What: "kernel", OK: true, Detail: fmt.Sprintf("%s %s, HZ=%d", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), HZ())}
 }
 
 func diagnoseSockDiag() Finding {

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hz is the kernel's tick rate (CONFIG_HZ): the coarse clocks advance once a
+// HZ is the kernel's tick rate (CONFIG_HZ): the coarse clocks advance once a
 // tick (clock_getres(2)). 250 when that cannot be read.
-func hz() int {
+func HZ() int {
 	var res unix.Timespec
 	if unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &res) != nil || res.Nano() <= 0 {
 		return 250

@@ -107,7 +107,7 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 		},
 	}
 	if r.snap.hz == 0 {
-		r.snap.hz = hz()
+		r.snap.hz = HZ()
 	}
 	if err := r.open(); err != nil {
 		r.close()
@@ -284,7 +284,7 @@ func (r *run) selected(i uint32) bool {
 	if snap.Asked {
 		s.Verdict = row.ask.verdict
 	} else {
-		s.Verdict = verdict.Glance(snap.evidence(i, row), snap.Rules).Verdict
+		s.Verdict = verdict.Glance(snap.evidence(row), snap.Rules).Verdict
 	}
 	return r.req.Filter.Match(&s) == conn.Yes
 }

@@ -137,7 +137,7 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 	if s.memory != nil {
 		c.Memory = &s.memory[i]
 	}
-	c.Evidence = s.evidence(i, r)
+	c.Evidence = s.evidence(r)
 	if s.Asked {
 		c.Judgement = verdict.Judgement{Verdict: r.ask.verdict, Why: r.ask.why, FalseChance: r.ask.falseChance()}
 	} else {

@@ -95,8 +95,8 @@ func (w *world) listener(network string) *net.TCPListener {
 	w.t.Helper()
 	l, found := w.listeners[network]
 	if !found {
-		any := map[string]string{"tcp4": "0.0.0.0:0", "tcp6": "[::]:0"}[network]
-		l = must(w.server.Listen(w.t.Context(), network, any))(w.t)
+		everywhere := map[string]string{"tcp4": "0.0.0.0:0", "tcp6": "[::]:0"}[network]
+		l = must(w.server.Listen(w.t.Context(), network, everywhere))(w.t)
 		w.t.Cleanup(func() { _ = l.Close() })
 		w.listeners[network] = l
 	}

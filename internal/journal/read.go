@@ -67,7 +67,7 @@ func read(r io.Reader) (h header, l ledger, torn int64, err error) {
 	var head [headerSize]byte
 	n, err := io.ReadFull(br, head[:])
 	switch {
-	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF:
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 		return h, nil, 0, err
 	case !bytes.HasPrefix(head[:n], []byte(magic)):
 		return h, nil, 0, errNotJournal

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"errors"
 	"time"
 	"unsafe"
 
@@ -60,12 +61,12 @@ func sameSocket(fd int, cookie uint64) Refusal {
 }
 
 func refusalOf(err error) Refusal {
-	switch err {
-	case unix.ESRCH, unix.EBADF:
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EBADF):
 		return OwnerGone
-	case unix.EPERM, unix.EACCES:
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return NeedsPtrace
-	case unix.ENOSYS:
+	case errors.Is(err, unix.ENOSYS):
 		return NeedsKernel
 	default:
 		return Failed

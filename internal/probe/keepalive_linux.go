@@ -14,10 +14,10 @@ import (
 const (
 	tick      = 12 * time.Millisecond // longer than one jiffy at any HZ
 	tickTries = 8
-	// maxSeconds and maxProbes are the greatest values that can be put back
+	// longest and maxProbes are the greatest values that can be put back
 	// (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPCNT); sysctls go beyond.
-	maxSeconds = 32767 * time.Second
-	maxProbes  = 127
+	longest   = 32767 * time.Second
+	maxProbes = 127
 )
 
 // askKeepalive puts the questions by the keepalive timer: for all of them the
@@ -126,7 +126,7 @@ func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 		r.Refusal = Checkpoint
 	case s.UserTimeout != 0:
 		r.Refusal = UserTimeoutSet
-	case s.Idle < time.Second || s.Idle > maxSeconds || s.Interval < time.Second || s.Interval > maxSeconds || s.Probes > maxProbes:
+	case s.Idle < time.Second || s.Idle > longest || s.Interval < time.Second || s.Interval > longest || s.Probes > maxProbes:
 		r.Refusal = ValuesOutOfRange
 	case int(in.probes)+cost(in, s) >= s.Probes:
 		r.Refusal = ProbesExhausted

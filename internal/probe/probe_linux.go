@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -258,9 +259,9 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		}
 		a.step(StepRestored)
 	}
-	switch err {
-	case nil:
-	case unix.EPERM, unix.EACCES:
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		r.Refusal = NeedsNetAdmin
 	default:
 		r.Refusal = Failed

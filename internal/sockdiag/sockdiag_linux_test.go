@@ -116,9 +116,9 @@ func TestLookupAndDestroy(t *testing.T) {
 	stale.Cookie++
 	foreign := socks[0]
 	foreign.NetNS++
-	any := socks[0]
-	any.Cookie = noCookie
-	ask := []*conn.Sock{&socks[0], &stale, &foreign, &any}
+	every := socks[0]
+	every.Cookie = noCookie
+	ask := []*conn.Sock{&socks[0], &stale, &foreign, &every}
 	for name, do := range map[string]func([]*conn.Sock, func(int, error)) error{"look up": c.Lookup, "destroy": c.Destroy} {
 		outcomes := map[int]error{}
 		check(t, do(ask[1:], func(i int, err error) { outcomes[i] = err }))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -50,7 +51,7 @@ func holdAccepted(args []string) error {
 	}
 	for range n {
 		for {
-			if _, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC); err != unix.EINTR {
+			if _, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC); !errors.Is(err, unix.EINTR) {
 				break
 			}
 		}

@@ -1,0 +1,274 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"deadpeer/forecast"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/keepalive"
+)
+
+// policyFlags are how a policy is given wherever one is taken.
+type policyFlags struct {
+	profile     string
+	within      duration
+	idle        duration
+	interval    duration
+	probes      int
+	userTimeout duration
+}
+
+func (p *policyFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&p.profile, "profile", "", "the policy of this `name`; see deadpeer profiles")
+	f.Var(&p.within, "within", "the policy that gives a vanished peer up after this time")
+	f.Var(&p.idle, "idle", "silence before the first probe")
+	f.Var(&p.interval, "interval", "time between probes")
+	f.IntVar(&p.probes, "probes", 0, "how many probes must go unanswered")
+	f.Var(&p.userTimeout, "user-timeout", "how long data may go unacknowledged (default none)")
+}
+
+// policy is what the flags say. What they leave open comes from base.
+func (p *policyFlags) policy(base keepalive.Policy) (_ keepalive.Policy, err error) {
+	parts := p.idle != 0 || p.interval != 0 || p.probes != 0
+	switch {
+	case p.profile != "" && p.within != 0, (p.profile != "" || p.within != 0) && parts:
+		return base, errors.New("give one of --profile, --within, or --idle with --interval and --probes")
+	case p.probes < 0:
+		return base, fmt.Errorf("--probes %d: allowed is 1 to 127", p.probes)
+	case p.profile != "":
+		var profile keepalive.Profile
+		if profile, err = keepalive.ProfileByName(p.profile); err != nil {
+			return base, fmt.Errorf("--profile: %w", err)
+		}
+		base = profile.Policy
+	case p.within != 0:
+		if base, err = keepalive.Within(time.Duration(p.within)); err != nil {
+			return base, fmt.Errorf("--within: %w", err)
+		}
+	}
+	if p.idle != 0 {
+		base.Idle = time.Duration(p.idle)
+	}
+	if p.interval != 0 {
+		base.Interval = time.Duration(p.interval)
+	}
+	if p.probes != 0 {
+		base.Probes = p.probes
+	}
+	if p.userTimeout != 0 {
+		base.UserTimeout = time.Duration(p.userTimeout)
+	}
+	return base, nil
+}
+
+func (a *app) forecast() *cobra.Command {
+	var output, situation string
+	var policy policyFlags
+	var rtt, rto, finTimeout, probedFor duration
+	var off bool
+	in := forecast.Input{}
+	cmd := &cobra.Command{
+		Use:   "forecast",
+		Short: "Say when the kernel would give a connection up, step by step",
+		Long: `forecast says when, by which rule and with which error the kernel gives a
+connection up whose peer is gone, for a policy and a situation. Without a policy
+it takes the system's defaults (Linux: 7200 s, 9 probes 75 s apart). Linux's timers may be
+late by up to an eighth, so there are two times: not before, and at the latest.
+
+Times count from the last segment received (idle, rebooted, close-wait), the
+write (in-flight, mid-probe-write, arp-failing), the SYN, the FIN, the cut
+(zero-window), or the shutting of the window (zero-window-alive).
+
+Situations: ` + strings.Join(situationNames(), ", ") + ".",
+		Example: `  deadpeer forecast --profile lan
+  deadpeer forecast --within 90s --situation in-flight --rtt 40ms
+  deadpeer forecast --no-keepalive`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if in.OS == "macos" {
+				in.OS = "darwin"
+			}
+			p, err := policy.policy(defaultsOf(in.OS))
+			if err != nil {
+				return usage(err)
+			}
+			in.KeepAlive, in.Policy = !off, p
+			in.RTT, in.RTO = time.Duration(rtt), time.Duration(rto)
+			in.FinTimeout, in.ProbedFor = time.Duration(finTimeout), time.Duration(probedFor)
+			for flag, value := range map[string]*int{"retries2": &in.Retries2, "syn-retries": &in.SYNRetries} {
+				if cmd.Flags().Changed(flag) && *value == 0 {
+					*value = -1 // 0 is the default in an Input
+				}
+			}
+			if in.HZ == 0 {
+				in.HZ = engine.HZ()
+			}
+			f, err := forecast.For(forecast.Situation(situation), in)
+			if err != nil {
+				return usage(suggestSituation(err, situation))
+			}
+			switch output {
+			case "json":
+				return a.forecastJSON(f, in)
+			case "table":
+				return a.forecastTable(f, in)
+			}
+			return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+		},
+	}
+	addOutput(cmd, &output, "table", "json")
+	f := cmd.Flags()
+	f.StringVar(&situation, "situation", "idle", "what the connection is in the middle of (`name`)")
+	policy.add(f)
+	f.BoolVar(&off, "no-keepalive", false, "keepalive is off")
+	f.Var(&rtt, "rtt", "smoothed round-trip time (default 100us)")
+	f.Var(&rto, "rto", "retransmission timeout before backoff (default rtt + 200ms)")
+	f.IntVar(&in.Retries2, "retries2", 15, "tcp_retries2")
+	f.IntVar(&in.SYNRetries, "syn-retries", 6, "tcp_syn_retries; in syn-received tcp_synack_retries (default 5)")
+	f.IntVar(&in.OrphanRetries, "orphan-retries", 0, "tcp_orphan_retries; 0 is 8")
+	f.Var(&finTimeout, "fin-timeout", "tcp_fin_timeout (default 60s)")
+	f.Var(&probedFor, "probed-for", "zero window: how long probes had been answered")
+	f.IntVar(&in.HZ, "hz", 0, "the kernel's CONFIG_HZ (default this host's)")
+	f.StringVar(&in.OS, "os", "linux", "linux, macos, windows, freebsd or openbsd; other than Linux only idle, as documented")
+	for flag, values := range map[string][]string{
+		"situation": situationNames(), "os": {"linux", "macos", "windows", "freebsd", "openbsd"}, "profile": profileNames(),
+	} {
+		complete := cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
+		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
+			panic(err) // the flags were added just now
+		}
+	}
+	return cmd
+}
+
+// defaultsOf is the policy a system comes with.
+func defaultsOf(goos string) keepalive.Policy {
+	p := keepalive.Policy{Idle: 2 * time.Hour, Interval: 75 * time.Second, Probes: 8}
+	switch goos {
+	case "linux":
+		p.Probes = 9
+	case "windows":
+		p.Interval, p.Probes = time.Second, 10
+	}
+	return p
+}
+
+func situationNames() (names []string) {
+	for _, s := range forecast.Situations() {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+func profileNames() (names []string) {
+	for _, p := range keepalive.Profiles() {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func suggestSituation(err error, situation string) error {
+	if meant := conn.Nearest(situation, situationNames()); meant != "" && meant != situation {
+		return fmt.Errorf("%w; did you mean %s?", err, meant)
+	}
+	return err
+}
+
+type jsonForecastPolicy struct {
+	IdleS         float64 `json:"idle_s"`
+	IntervalS     float64 `json:"interval_s"`
+	Probes        int     `json:"probes"`
+	UserTimeoutMS int64   `json:"user_timeout_ms"`
+}
+
+func (a *app) forecastJSON(f forecast.Forecast, in forecast.Input) error {
+	out := struct {
+		Schema    int                `json:"schema"`
+		KeepAlive bool               `json:"keepalive"`
+		Policy    jsonForecastPolicy `json:"policy"`
+		forecast.Report
+	}{1, in.KeepAlive, jsonForecastPolicy{
+		in.Policy.Idle.Seconds(), in.Policy.Interval.Seconds(), in.Policy.Probes, max(0, in.Policy.UserTimeout.Milliseconds()),
+	}, f.Report()}
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(out)
+}
+
+// forecastTable draws the steps on a line of time, and says what ends it.
+func (a *app) forecastTable(f forecast.Forecast, in forecast.Input) error {
+	const shown = 24 // steps; the rest are of the same kind
+	const width = 40
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "%s, %s\n\n", f.Situation, policyText(in))
+	end := f.Latest
+	if !f.GivesUp && len(f.Steps) > 0 {
+		end = f.Steps[len(f.Steps)-1].Latest
+	}
+	bar := func(at time.Duration, mark string) string {
+		n := 0
+		if end > 0 {
+			n = int(math.Round(float64(at) / float64(end) * width))
+		}
+		return strings.Repeat("·", min(n, width)) + mark
+	}
+	for i, s := range f.Steps {
+		if i == shown {
+			fmt.Fprintf(w, "… and %d more\t\t\n", len(f.Steps)-i)
+			break
+		}
+		fmt.Fprintf(w, "%s %d\t%s\t%s\n", s.What, s.N, stepTime(s.Earliest, s.Latest), bar(s.Earliest, "|"))
+	}
+	if !f.GivesUp {
+		fmt.Fprint(w, "never given up: it stays for ever\n")
+		return w.Flush()
+	}
+	errno := f.Errno
+	if errno == "" {
+		errno = "no error: the program is gone"
+	}
+	fmt.Fprintf(w, "given up\t%s\t%s\n", stepTime(f.Earliest, f.Latest), bar(f.Earliest, "X"))
+	fmt.Fprintf(w, "\nrule %s, the program gets %s\n", f.Rule, errno)
+	if f.ArticleBound > 0 {
+		fmt.Fprintf(w, "older texts say idle + (probes + 1) × interval = %s; the kernel does not wait\nfor another interval after the one that follows the last probe\n", seconds(f.ArticleBound))
+	}
+	if f.Documented {
+		fmt.Fprintf(w, "by that system's documents, not measured\n")
+	} else {
+		fmt.Fprintf(w, "with HZ=%d; timers may be late, never early\n", f.HZ)
+	}
+	return w.Flush()
+}
+
+func policyText(in forecast.Input) string {
+	p := in.Policy
+	text := "keepalive off"
+	if in.KeepAlive {
+		text = fmt.Sprintf("keepalive after %s, %d probes %s apart", seconds(p.Idle), p.Probes, seconds(p.Interval))
+	}
+	if p.UserTimeout > 0 {
+		text += ", user timeout " + seconds(p.UserTimeout)
+	}
+	return text
+}
+
+func stepTime(earliest, latest time.Duration) string {
+	if earliest == latest {
+		return seconds(earliest)
+	}
+	return seconds(earliest) + " to " + seconds(latest)
+}
+
+func seconds(d time.Duration) string {
+	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.3f", d.Seconds()), "0"), ".") + " s"
+}

@@ -64,7 +64,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 	}
 	for i := range q.snap.table.n {
 		row := q.snap.table.at(i)
-		if row.skip || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
+		if !q.selected(i) || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
 			continue
 		}
 		a := &row.ask
@@ -94,7 +94,7 @@ func (p *Plan) add(i uint32, item release.Item) {
 // addNamed adds the connections that the filter names by cookie.
 func (p *Plan) addNamed(r *run) {
 	for i := range p.Snapshot.table.n {
-		if row := p.Snapshot.table.at(i); !row.skip && r.req.Filter.Names(row.sock.Cookie) {
+		if row := p.Snapshot.table.at(i); r.selected(i) && r.req.Filter.Names(row.sock.Cookie) {
 			p.add(i, release.Item{Sock: row.sock, Any: true})
 		}
 	}

@@ -288,6 +288,50 @@ func TestReleaseEvenAlive(t *testing.T) {
 	}
 }
 
+// What the filter does not select, verdict included, is not released.
+func TestReleaseOnlySelected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	living := w.connect("tcp4", w.near, 1)[0]
+	dead := w.connect("tcp4", w.far, 2)
+	ok(t, w.toFar.Cut())
+	for filter, planned := range map[string]int{
+		"verdict = suspect": 0,
+		"verdict = alive":   0,
+		fmt.Sprintf("verdict = dead and dport = %d", dead[0].Port()): 1,
+	} {
+		if p := w.plan(w.filtered(filter)); p.Len() != planned || len(p.Snapshot.outcomes) != planned {
+			t.Errorf("%s: %d planned, %d outcomes, want %d", filter, p.Len(), len(p.Snapshot.outcomes), planned)
+		}
+	}
+	named := w.filtered(fmt.Sprintf("cookie = %d and verdict = dead", cookieOf(t, w.servers[living])))
+	named.EvenAlive = true
+	if p := w.plan(named); p.Len() != 0 {
+		t.Errorf("%d planned of a living connection that the filter does not select", p.Len())
+	}
+}
+
+// What the kernel does not tell of a connection is no reason to select it.
+func TestUntoldIsNotSelected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peer := w.connect("tcp4", w.near, 1)[0]
+	ok(t, w.servers[peer].Close())
+	ok(t, w.clients[peer].Close())
+	for filter, want := range map[string]int{"state time-wait": 1, "state time-wait and heard > 0s": 0, "state time-wait and not heard > 0s": 0} {
+		got := -1
+		for range 100 {
+			if got = must(w.engine.Scan(t.Context(), w.filtered(filter)))(t).Len(); got == want {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if got != want {
+			t.Errorf("%s: %d connections, want %d", filter, got, want)
+		}
+	}
+}
+
 // Between plan and act the dead connection makes way for a new one of the same
 // addresses and ports, which lives on.
 func TestReleaseTupleReused(t *testing.T) {

@@ -208,14 +208,23 @@ func (r *run) dump(ctx context.Context) error {
 	return nil
 }
 
+// rejects reports whether the filter does not select the subject. What the
+// kernel did not tell may be taken for yes only while the question is open:
+// owners or verdict are still to come.
+func (r *run) rejects(s *conn.Subject, open bool) bool {
+	t := r.req.Filter.Match(s)
+	return t == conn.No || t == conn.Maybe && !open
+}
+
 // list visits what the kernel lists in a namespace and the filter may match.
 func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*conn.Sock, *sockdiag.Memory) error) error {
 	subject := conn.Subject{}
 	q := sockdiag.Query{
 		States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory, Restart: restart,
 	}
+	open := r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict()
 	return s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
-		if subject.Sock = sock; r.req.Filter.Match(&subject) == conn.No {
+		if subject.Sock = sock; r.rejects(&subject, open) {
 			return nil
 		}
 		return visit(sock, m)
@@ -252,7 +261,7 @@ func (r *run) selectRows() {
 		row := r.snap.table.at(i)
 		if needed {
 			s := r.subject(i)
-			row.skip = r.req.Filter.Match(&s) == conn.No
+			row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict())
 		}
 		ownerless = ownerless || !row.skip && row.ownerN == 0 && row.sock.Inode != 0
 	}
@@ -286,7 +295,7 @@ func (r *run) selected(i uint32) bool {
 	} else {
 		s.Verdict = verdict.Glance(snap.evidence(row), snap.Rules).Verdict
 	}
-	return r.req.Filter.Match(&s) == conn.Yes
+	return !r.rejects(&s, false)
 }
 
 // readSettings reads the keepalive settings of the selected connections from

@@ -200,12 +200,6 @@ func control(t *testing.T, c syscall.Conn, f func(fd int)) {
 	ok(t, raw.Control(func(fd uintptr) { f(int(fd)) }))
 }
 
-func getOpt(t *testing.T, c syscall.Conn, level, name int) (v int) {
-	t.Helper()
-	control(t, c, func(fd int) { v = must(unix.GetsockoptInt(fd, level, name))(t) })
-	return v
-}
-
 func setOpt(t *testing.T, c syscall.Conn, level, name, value int) {
 	t.Helper()
 	control(t, c, func(fd int) { ok(t, unix.SetsockoptInt(fd, level, name, value)) })

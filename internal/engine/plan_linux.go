@@ -79,7 +79,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 		switch {
 		case ok:
 			p.add(i, release.Item{Sock: row.sock, SegsIn: a.base})
-		case a.verdict == conn.Dead:
+		case a.verdict == conn.Dead && !a.is(ended): // one that has ended needs no release
 			q.snap.outcomes[i] = Outcome{Action: actionRelease, Error: why}
 		}
 	}

@@ -111,14 +111,6 @@ func (a *app) root() *cobra.Command {
 		Long: `deadpeer finds the TCP connections whose peer is gone, proves it, and releases
 them and whatever they hold.
 
-  scan     list connections and when the kernel would give each up; sends nothing
-  check    ask every connection's peer now whether it is there
-  release  end the connections proven dead
-  forecast when the kernel gives a connection up, for any policy and situation
-  profiles keepalive policies for common paths
-  doctor   what this kernel and these privileges allow
-  demo     the whole story in throw-away network namespaces
-
 FILTER is the language of ss(8): state established and ( sport = :5432 or
 dst 10.0.0.0/8 ), and besides: verdict = dead, heard > 10m, comm = postgres,
 pid = 42, unit = nginx.service, cookie = 81985529216486895.
@@ -137,7 +129,15 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
-	root.AddCommand(a.scan(), a.check(), a.release(), a.doctor(), a.demo(), a.forecast(), a.profiles())
+	root.AddCommand(
+		a.scan(),
+		a.check(),
+		a.release(),
+		a.forecast(),
+		a.profiles(),
+		a.doctor(),
+		a.demo(),
+	)
 	wrapUsage(root)
 	return root
 }

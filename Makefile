@@ -11,10 +11,10 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test format vet bench lint generate fuzz man clean
+.PHONY: help demo build test test-windows format vet bench lint generate fuzz man clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: build ## show the main job in throw-away network namespaces
 	bin/deadpeer demo
@@ -26,6 +26,10 @@ test: ## check format, vet for every OS, build, run all tests with the race dete
 	@.ci/packages
 	@$(MAKE) --no-print-directory format vet build
 	@.ci/tests $(GO) $(TESTFLAGS)
+
+test-windows: ## run what there is for Windows under Wine; make test does so, too
+	@.ci/packages
+	$(GO) test -count=1 -v ./test/wine
 
 format:
 	@out=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')) && if [ -n "$$out" ]; then \

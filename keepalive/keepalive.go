@@ -27,8 +27,10 @@
 //
 // What a system cannot do is a [*PartError] that names the part and matches
 // [errors.ErrUnsupported]; [SetBestEffort] does the rest. On Linux this is
-// tested against the kernel. For the others the logic is tested against a fake
-// of their system calls; the calls themselves are built and vetted, not run.
+// tested against the kernel, on Windows under Wine 8, which is like one before
+// 10 1703 and without a user timeout. For the others the logic is tested
+// against a fake of their system calls; the calls themselves are built and
+// vetted, not run.
 //
 // Keepalive proves the next TCP endpoint, which may be a proxy that answers
 // for a dead machine behind it. While data is in flight it is silent, and the

@@ -39,7 +39,7 @@ vet:
 	@set -e; for system in $(SYSTEMS); do echo "go vet for $$system"; \
 		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; done
 
-bench: ## measure scan and check against ss and a bare netlink dump
+bench: ## measure scan, check and keepalive.Set against ss, a bare dump and package net
 	$(GO) run ./test/bench
 
 lint: ## run golangci-lint at the version this tree is clean under

@@ -1,7 +1,12 @@
 package keepalive_test
 
 import (
+	"fmt"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +43,53 @@ func TestSetAllocates(t *testing.T) {
 		}
 	}); n > 3 {
 		t.Errorf("Set allocates %v times, want 3 at most", n)
+	}
+}
+
+// One setsockopt an option, one look at the probes that went unanswered, and
+// nothing else that touches the socket.
+func TestSetCalls(t *testing.T) {
+	const mark, turns = "DEADPEER_COUNT_CALLS", 500
+	if os.Getenv(mark) != "" {
+		c, _ := pair(t, "tcp4")
+		for range turns {
+			ok(t, keepalive.Set(c, costly()))
+		}
+		return
+	}
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	switch {
+	case err == nil:
+	case os.Getenv("CI") != "":
+		t.Fatal("strace is missing")
+	default:
+		t.Skip("strace is missing")
+	}
+	table := filepath.Join(t.TempDir(), "calls")
+	cmd := exec.CommandContext(t.Context(), strace, "-f", "-c", "-U", "calls,name", "-e", "trace=%desc,%network", "-o", table,
+		os.Args[0], "-test.run=^TestSetCalls$")
+	cmd.Env = append(os.Environ(), mark+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+	counted, err := os.ReadFile(table)
+	ok(t, err)
+	want := map[string]int{"setsockopt": 5, "getsockopt": 1}
+	for line := range strings.Lines(string(counted)) {
+		var calls int
+		var name string
+		if n, _ := fmt.Sscan(line, &calls, &name); n != 2 || name == "total" {
+			continue
+		}
+		// The rest of the division is what the test itself does.
+		if calls/turns != want[name] {
+			t.Errorf("%d times %s in %d turns, want %d a turn", calls, name, turns, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("no %v in\n%s", want, counted)
 	}
 }
 

@@ -2,7 +2,8 @@
 // on real idle connections between throw-away network namespaces: a server,
 // and two peers of which one lies behind a link that gets cut. It prints one
 // table for each number of connections, and asserts nothing: judge by the
-// column of goals.
+// column of goals. Before that it measures package keepalive against package
+// net.
 //
 // Linux, as root or where user namespaces are allowed. Times are medians of
 // several runs taken in turn; on a busy machine look at ratios.
@@ -57,6 +58,10 @@ func run(ctx context.Context) error {
 			return watchCheck(ctx, args)
 		case "one":
 			return watchOne(ctx, args)
+		case "policy":
+			return measurePolicy(args)
+		case "policy-calls":
+			return repeatPolicy(args)
 		}
 		return fmt.Errorf("no role %q", os.Args[2])
 	}
@@ -83,6 +88,9 @@ func run(ctx context.Context) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	if err := o.programs(ctx, dir, *binary); err != nil {
+		return err
+	}
+	if err := o.benchPolicy(ctx, dir); err != nil {
 		return err
 	}
 	for word := range strings.SplitSeq(*numbers, ",") {

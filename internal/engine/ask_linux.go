@@ -97,6 +97,7 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 // for hold. then, when not nil, is called while the journal and the watch are
 // still open.
 func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) error) (err error) {
+	r.snap.table.startAsking()
 	r.snap.Asked = true
 	r.e.asking.Lock()
 	defer r.e.asking.Unlock()
@@ -151,13 +152,14 @@ func (q *inquiry) prepare() error {
 			continue
 		}
 		s := &row.sock
-		row.ask.protection = guard.of(row)
+		a := q.about(row)
+		a.protection = guard.of(row)
 		if q.req.Filter.Names(s.Cookie) {
-			row.ask.protection = unprotected
+			a.protection = unprotected
 		}
 		if !q.mayAsk(row) {
 			q.judge(row, 0)
-			row.ask.set(settled)
+			a.set(settled)
 			continue
 		}
 		route, err := q.route(row)
@@ -165,16 +167,16 @@ func (q *inquiry) prepare() error {
 		case err != nil:
 			return err
 		case route.Local && !q.req.Filter.Names(s.Cookie):
-			row.ask.protection = bothEndsHere
+			a.protection = bothEndsHere
 		case route.Missing:
-			row.ask.refusal = probe.NoRoute
+			a.refusal = probe.NoRoute
 		}
-		if row.ask.protection != unprotected || row.ask.refusal != probe.NotRefused {
+		if a.protection != unprotected || a.refusal != probe.NotRefused {
 			q.judge(row, 0)
-			row.ask.set(settled)
+			a.set(settled)
 			continue
 		}
-		if row.ask.group, err = q.group(s.NetNS, route.Hop); err != nil {
+		if a.group, err = q.group(s.NetNS, route.Hop); err != nil {
 			return err
 		}
 		q.pending = append(q.pending, i)
@@ -212,7 +214,7 @@ func (q *inquiry) group(netns uint32, hop path.Hop) (uint16, error) {
 // reroute finds the path of a connection anew, before the first question after
 // spoilt ones, and reports whether there is one.
 func (q *inquiry) reroute(row *row) (bool, error) {
-	a := &row.ask
+	a := q.about(row)
 	route, err := q.route(row)
 	if err != nil {
 		return false, err
@@ -232,21 +234,24 @@ func (q *inquiry) reroute(row *row) (bool, error) {
 
 // mayAsk reports whether the connection is of a kind that is asked at all.
 func (q *inquiry) mayAsk(row *row) bool {
-	s := &row.sock
+	s, a := &row.sock, q.about(row)
 	switch {
-	case row.ask.protection != unprotected:
+	case a.protection != unprotected:
 		return false
 	case s.MPTCP:
-		row.ask.refusal = probe.MPTCPSocket
+		a.refusal = probe.MPTCPSocket
 	case s.State == conn.CloseWait && verdict.Glance(q.snap.evidence(row), q.req.Rules).Verdict == conn.Leaked:
 		return false // its peer closed long ago: a question could only draw a RST
 	case verdict.Transient(s.State) || !conn.Connections.Has(s.State):
 		return false
 	case row.ownerN == 0:
-		row.ask.refusal = probe.NoOwner
+		a.refusal = probe.NoOwner
 	}
-	return row.ask.refusal == probe.NotRefused
+	return a.refusal == probe.NotRefused
 }
+
+// about is what asking the row has brought.
+func (q *inquiry) about(row *row) *asking { return q.snap.table.asking(row) }
 
 func (q *inquiry) now() stamp { return q.stamp(time.Now()) }
 
@@ -293,7 +298,7 @@ func (q *inquiry) pause() time.Duration {
 	next, young, out := stamp(math.MaxUint32), false, 0
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
-		if row.ask.is(outstanding) {
+		if q.about(row).is(outstanding) {
 			out++
 			young = young || q.young(row, now)
 		}
@@ -316,7 +321,7 @@ func (q *inquiry) pause() time.Duration {
 // young reports whether the last question to the row was put so recently that
 // its answer is likely to come now.
 func (q *inquiry) young(row *row, now stamp) bool {
-	return (now - row.ask.last).span() < eager+time.Duration(row.sock.RTTUS)*time.Microsecond
+	return (now - q.about(row).last).span() < eager+time.Duration(row.sock.RTTUS)*time.Microsecond
 }
 
 // judgeAll judges every pending row by a sweep that began at the given time,
@@ -326,7 +331,7 @@ func (q *inquiry) judgeAll(swept stamp) {
 	left := q.pending[:0]
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
-		a := &row.ask
+		a := q.about(row)
 		if a.unanswered > 0 && a.generation != generations[a.group] {
 			// Spoilt: whatever went unanswered may have had another cause.
 			a.unanswered = 0
@@ -359,13 +364,13 @@ func (q *inquiry) judgeAll(swept stamp) {
 	q.pending = left
 }
 
-func expired(row *row, swept stamp) bool {
-	return swept >= row.ask.last+stampOf(verdict.Wait(&row.sock))
+func (q *inquiry) expired(row *row, swept stamp) bool {
+	return swept >= q.about(row).last+stampOf(verdict.Wait(&row.sock))
 }
 
 // judge gives the row its verdict as of the given time.
 func (q *inquiry) judge(row *row, at stamp) {
-	a := &row.ask
+	a := q.about(row)
 	a.judged = at
 	j := verdict.Judge(q.snap.evidence(row), q.req.Rules)
 	a.verdict, a.why = j.Verdict, j.Why
@@ -380,7 +385,7 @@ func (q *inquiry) progress() {
 	}
 	p := Progress{Asked: q.asked, Elapsed: time.Since(q.epoch), Expected: max(q.hold, verdict.MinSilence)}
 	for _, i := range q.pending {
-		if a := &q.snap.table.at(i).ask; a.verdict == conn.Dead {
+		if a := q.about(q.snap.table.at(i)); a.verdict == conn.Dead {
 			p.Dead++
 		} else {
 			p.Silent++
@@ -404,7 +409,7 @@ func (r *run) countRefusals() {
 func (r *run) refusals() (n [256]int) {
 	for i := range r.snap.table.n {
 		if row := r.snap.table.at(i); !row.skip {
-			n[row.ask.refusal]++
+			n[r.snap.table.asking(row).refusal]++
 		}
 	}
 	return n

@@ -90,11 +90,15 @@ func ms(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // evidence puts together what is known of row i as of its last judgement.
 func (s *Snapshot) evidence(r *row) verdict.Evidence {
-	a, sock := &r.ask, &r.sock
+	var a asking
+	if s.Asked {
+		a = *s.table.asking(r)
+	}
+	sock := &r.sock
 	e := verdict.Evidence{
 		State: sock.State, HeardKnown: sock.HasInfo, Sent: ms(sock.LastDataSent),
 		SendQueue: sock.SendQueue, ZeroWindow: sock.HasWindow && sock.SendWindow == 0,
-		Refusal: s.refusal(a), Ended: a.is(ended), Vanished: a.is(vanished), GaveUp: a.is(gaveUp),
+		Refusal: s.refusal(&a), Ended: a.is(ended), Vanished: a.is(vanished), GaveUp: a.is(gaveUp),
 		Spoke:     a.refusal == probe.TooFresh && a.is(settled),
 		Orphan:    sock.Inode == 0,
 		Questions: int(a.questions), Answered: a.is(answered), AnsweredAfter: time.Duration(a.answeredUS) * time.Microsecond,

@@ -67,7 +67,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 		if !q.selected(i) || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
 			continue
 		}
-		a := &row.ask
+		a := q.about(row)
 		c := release.Candidate{
 			Verdict: a.verdict, Why: a.why, Protected: a.protection.String(),
 			Named: q.req.Filter.Names(row.sock.Cookie),
@@ -109,7 +109,7 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 	dead := make([]bool, len(q.groups))
 	for i := range q.snap.table.n {
 		row := q.snap.table.at(i)
-		a := &row.ask
+		a := q.about(row)
 		if row.skip || a.questions == 0 {
 			continue
 		}

@@ -16,7 +16,7 @@ import (
 
 // dueAt is when the next question to the row may be put.
 func (q *inquiry) dueAt(row *row) stamp {
-	a := &row.ask
+	a := q.about(row)
 	if a.questions == 0 && a.refusal == probe.NotRefused {
 		return 0
 	}
@@ -36,8 +36,9 @@ func (q *inquiry) due() ([]uint32, error) {
 	silent := map[uint16]bool{}
 	for _, i := range q.pending {
 		row := q.snap.table.at(i)
+		a := q.about(row)
 		if now >= q.dueAt(row) {
-			if row.ask.questions > 0 && row.ask.unanswered == 0 {
+			if a.questions > 0 && a.unanswered == 0 {
 				if ok, err := q.reroute(row); err != nil {
 					return nil, err
 				} else if !ok {
@@ -46,8 +47,8 @@ func (q *inquiry) due() ([]uint32, error) {
 			}
 			due = append(due, i)
 		}
-		if row.ask.verdict != conn.Dead {
-			silent[row.ask.group] = true
+		if a.verdict != conn.Dead {
+			silent[a.group] = true
 		}
 	}
 	for g := range q.groups {
@@ -55,7 +56,8 @@ func (q *inquiry) due() ([]uint32, error) {
 			continue
 		}
 		for _, i := range q.groups[g].controls {
-			if row := q.snap.table.at(i); !row.ask.is(outstanding) && !row.ask.is(ended) && expired(row, now) {
+			row := q.snap.table.at(i)
+			if a := q.about(row); !a.is(outstanding) && !a.is(ended) && q.expired(row, now) {
 				due = append(due, i)
 			}
 		}
@@ -71,7 +73,7 @@ func (q *inquiry) putAll(ctx context.Context, due []uint32) error {
 	for {
 		firstOnes := false
 		for _, i := range due {
-			firstOnes = firstOnes || q.snap.table.at(i).ask.questions == 0
+			firstOnes = firstOnes || q.about(q.snap.table.at(i)).questions == 0
 		}
 		if err := q.put(ctx, due); err != nil || firstOnes || ctx.Err() != nil || len(q.pending) <= fewRows {
 			return err
@@ -101,12 +103,12 @@ func (q *inquiry) needed() []uint16 {
 // ripe reports whether the verdict on the row is due unless something has
 // arrived.
 func (q *inquiry) ripe(row *row, needed []uint16, now stamp) bool {
-	a := &row.ask
+	a := q.about(row)
 	silence := verdict.MinSilence
 	if a.verdict == conn.Dead {
 		silence = q.hold
 	}
-	return a.is(outstanding) && a.unanswered >= needed[a.group] && expired(row, now) && (now-a.first).span() >= silence
+	return a.is(outstanding) && a.unanswered >= needed[a.group] && q.expired(row, now) && (now-a.first).span() >= silence
 }
 
 // put puts one question to every row. One process per host does so at a time.
@@ -148,7 +150,7 @@ func (q *inquiry) put(ctx context.Context, rows []uint32) error {
 				for _, i := range batch {
 					row := q.snap.table.at(i)
 					targets = append(targets, probe.Target{
-						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: q.lacksSettings(row), Reuses: row.ask.is(reuses),
+						ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row), Learn: q.lacksSettings(row), Reuses: q.about(row).is(reuses),
 					})
 				}
 				a.Ask(targets, func(n int, r probe.Result) { results[n] = r })
@@ -175,7 +177,7 @@ func (q *inquiry) generations() []uint32 {
 // merge takes over the result of one question.
 func (q *inquiry) merge(i uint32, r probe.Result, generations []uint32) {
 	row := q.snap.table.at(i)
-	a := &row.ask
+	a := q.about(row)
 	q.learn(row, r.Settings, r.Known)
 	a.clear(outstanding)
 	if a.clear(reuses); r.Reuses {
@@ -240,7 +242,7 @@ func (q *inquiry) merge(i uint32, r probe.Result, generations []uint32) {
 
 // heard books an answer that took at most the given time.
 func (q *inquiry) heard(i uint32, row *row, took stamp) {
-	a := &row.ask
+	a := q.about(row)
 	f := &q.snap.fails[a.group]
 	now := q.now()
 	a.clear(outstanding)

@@ -291,7 +291,7 @@ func (r *run) selected(i uint32) bool {
 	s := r.subject(i)
 	s.Judged = true
 	if snap.Asked {
-		s.Verdict = row.ask.verdict
+		s.Verdict = snap.table.asking(row).verdict
 	} else {
 		s.Verdict = verdict.Glance(snap.evidence(row), snap.Rules).Verdict
 	}

@@ -139,7 +139,8 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 	}
 	c.Evidence = s.evidence(r)
 	if s.Asked {
-		c.Judgement = verdict.Judgement{Verdict: r.ask.verdict, Why: r.ask.why, FalseChance: r.ask.falseChance()}
+		a := s.table.asking(r)
+		c.Judgement = verdict.Judgement{Verdict: a.verdict, Why: a.why, FalseChance: a.falseChance()}
 	} else {
 		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
 	}

@@ -18,7 +18,7 @@ func (q *inquiry) sweep(ctx context.Context, now stamp) error {
 	open := q.open[:0]
 	defer func() { q.open = open[:0] }()
 	add := func(i uint32) {
-		if q.snap.table.at(i).ask.is(outstanding) {
+		if q.about(q.snap.table.at(i)).is(outstanding) {
 			open = append(open, i)
 		}
 	}
@@ -50,13 +50,14 @@ func (q *inquiry) sweep(ctx context.Context, now stamp) error {
 	}
 	for _, i := range lost {
 		row := q.snap.table.at(i)
-		row.ask.clear(outstanding)
-		row.ask.set(ended)
+		a := q.about(row)
+		a.clear(outstanding)
+		a.set(ended)
 		target := probe.Target{ID: row.sock.ID(), State: row.sock.State, Owners: q.snap.ownersOf(row)}
 		if segsIn, closed := q.askers[0].Ended(target); !closed {
-			row.ask.set(vanished)
-		} else if segsIn == row.ask.base {
-			row.ask.set(gaveUp)
+			a.set(vanished)
+		} else if segsIn == a.base {
+			a.set(gaveUp)
 		}
 	}
 	return nil
@@ -71,7 +72,7 @@ func (q *inquiry) worthReading(open []uint32, now stamp) []uint32 {
 	left := open[:0]
 	for _, i := range open {
 		row := q.snap.table.at(i)
-		a := &row.ask
+		a := q.about(row)
 		if a.is(counted) || a.refusal != probe.NotRefused || a.questions == 1 && (a.last >= q.swept || q.young(row, now)) || q.ripe(row, needed, now) {
 			left = append(left, i)
 		}
@@ -130,9 +131,9 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 		query := sockdiag.Query{States: conn.Connections, Filter: q.req.Filter.Kernel(conn.KernelSupport{})}
 		err := s.diag.Dump(ctx, query, func(fresh *conn.Sock, _ *sockdiag.Memory) error {
 			if i, ok := q.find(fresh.ID()); ok {
-				row := q.snap.table.at(i)
-				row.ask.sweep = q.sweeps
-				if row.ask.is(outstanding) {
+				a := q.about(q.snap.table.at(i))
+				a.sweep = q.sweeps
+				if a.is(outstanding) {
 					q.reread(i, fresh)
 				}
 			}
@@ -143,7 +144,7 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 		}
 	}
 	for _, i := range open {
-		if row := q.snap.table.at(i); row.ask.sweep != q.sweeps {
+		if q.about(q.snap.table.at(i)).sweep != q.sweeps {
 			lost = append(lost, i)
 		}
 	}
@@ -156,7 +157,7 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 
 // unanswered closes the last question to the row.
 func (q *inquiry) unanswered(row *row) {
-	a := &row.ask
+	a := q.about(row)
 	if a.clear(outstanding); a.is(counted) {
 		q.snap.fails[a.group].Questions++
 		q.snap.fails[a.group].Unanswered++
@@ -167,26 +168,27 @@ func (q *inquiry) unanswered(row *row) {
 // of it now.
 func (q *inquiry) reread(i uint32, fresh *conn.Sock) {
 	row := q.snap.table.at(i)
+	a := q.about(row)
 	if fresh.State != row.sock.State {
 		row.sock.State, row.sock.Inode = fresh.State, fresh.Inode
 	}
-	if row.ask.refusal != probe.NotRefused { // looked at for its state only
-		row.ask.clear(outstanding)
+	if a.refusal != probe.NotRefused { // looked at for its state only
+		a.clear(outstanding)
 		return
 	}
-	if fresh.SegsIn == row.ask.base {
-		if expired(row, q.swept) {
+	if fresh.SegsIn == a.base {
+		if q.expired(row, q.swept) {
 			q.unanswered(row)
 		}
-		if verdict.Transient(fresh.State) && !row.ask.is(counted) {
-			row.ask.clear(outstanding)
-			row.ask.set(settled)
+		if verdict.Transient(fresh.State) && !a.is(counted) {
+			a.clear(outstanding)
+			a.set(settled)
 		}
 		return
 	}
 	// The answer is at most as old as the question and, to the jiffy, as
 	// old as the kernel says: whichever is less.
-	took := q.now() - row.ask.last
+	took := q.now() - a.last
 	age := time.Duration(min(fresh.LastAckRecv, fresh.LastDataRecv)) * time.Millisecond
 	if byKernel := int64(took) - int64(stampOf(age)); age > 4*time.Millisecond && byKernel >= 0 && byKernel < math.MaxUint32 {
 		took = stamp(byKernel)

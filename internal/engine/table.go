@@ -13,15 +13,16 @@ const chunkLen = 1024
 type table struct {
 	chunks [][]row
 	n      uint32
+	asked  []asking // by row; nil while nobody asks: who only looks pays for none
 }
 
-// row is one connection: as first seen, and what asking it has brought.
+// row is one connection as first seen.
 type row struct {
 	sock     conn.Sock
-	ask      asking
 	owner    [1]conn.Owner // the first that was found
 	owners   uint32        // where all of them are in Snapshot.owners, when there are several
 	settings uint32        // one more than where they are in Snapshot.settings; 0 while not known
+	number   uint32        // its own
 	ownerN   uint16
 	skip     bool // fails the filter; stays only because rows do not move
 }
@@ -36,9 +37,15 @@ func (t *table) add() (uint32, *row) {
 	i := t.n
 	t.n++
 	r := t.at(i)
-	*r = row{}
+	*r = row{number: i}
 	return i, r
 }
+
+// startAsking makes room for what asking brings. No row is added after it.
+func (t *table) startAsking() { t.asked = make([]asking, t.n) }
+
+// asking is what asking the row has brought. Only after startAsking.
+func (t *table) asking(r *row) *asking { return &t.asked[r.number] }
 
 // cookie is the key of row i for an index by cookie.
 func (t *table) cookie(i uint32) uint64 { return t.at(i).sock.Cookie }

@@ -138,7 +138,7 @@ func toolchain(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", args...)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	cmd.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
@@ -152,7 +152,7 @@ func toolchain(t *testing.T, args ...string) string {
 func build(t *testing.T, pkg string) string {
 	t.Helper()
 	exe := filepath.Join(t.TempDir(), filepath.Base(pkg)+".exe")
-	toolchain(t, "build", "-o", exe, pkg)
+	toolchain(t, "build", "-buildvcs=false", "-o", exe, pkg)
 	return exe
 }
 

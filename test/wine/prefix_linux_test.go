@@ -25,7 +25,7 @@ type prefix struct {
 	host *testnet.Host
 }
 
-// A Windows that never booted has no registry; this key is on every one.
+// registry is what every Windows has of what deadpeer looks at.
 const registry = `WINE REGISTRY Version 2
 ;; All keys relative to \\Machine
 
@@ -47,7 +47,7 @@ func newPrefix(t *testing.T, host *testnet.Host) *prefix {
 	ok(t, os.Symlink("../drive_c", filepath.Join(p.dir, "dosdevices/c:")))
 	ok(t, os.Symlink("/", filepath.Join(p.dir, "dosdevices/z:")))
 	ok(t, os.WriteFile(filepath.Join(p.dir, "system.reg"), []byte(registry), 0o600))
-	// Nor is it filled from wine.inf, which takes a quarter of a minute.
+	// Wine is not to fill the prefix from wine.inf: that takes 15 s.
 	ok(t, os.WriteFile(filepath.Join(p.dir, ".update-timestamp"), []byte("disable\n"), 0o600))
 	compile := exec.CommandContext(t.Context(), compiler, "-shared", "-O2", "-s",
 		"-o", filepath.Join(system, "bcryptprimitives.dll"), "testdata/prng.c", "-ladvapi32")

@@ -135,6 +135,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 		a.release(),
 		a.forecast(),
 		a.profiles(),
+		a.trace(),
 		a.doctor(),
 		a.demo(),
 	)

@@ -52,3 +52,8 @@ func (e *Engine) Diagnose() []Finding {
 
 // Clean is for Linux only.
 func (e *Engine) Clean(context.Context) (int, error) { return 0, unsupported("clean up") }
+
+// Trace is for Linux only.
+func (e *Engine) Trace(context.Context, TraceRequest, func(*Traced) error) (*TraceStats, error) {
+	return nil, unsupported("capture packets")
+}

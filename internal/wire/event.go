@@ -45,7 +45,10 @@ type Event struct {
 	// RTT is from the probe to its Answer, or to the Reset it drew. 0 when the
 	// answer cannot be told apart from what the peer would have sent anyway.
 	RTT time.Duration
-	// Sent is when the probe that an Answer or Unanswered is about was sent.
+	// About is what an Answer, Unanswered, Reset or GiveUp is about: Probe,
+	// WindowProbe or Retransmission, 0 for a Reset out of the blue.
+	About Kind
+	// Sent is when the probe was sent that the event is about.
 	Sent time.Time
 	// RateLimited says of an Unanswered that the peer may have been silent
 	// only because it had answered less than 500 ms before (tcp_invalid_ratelimit).

@@ -64,15 +64,23 @@ func (p *step) rst() {
 		if x.probeAt != 0 {
 			p.t.unanswered(p.f, p.high, p.now, p.emit)
 		}
-		p.tell(GiveUp, true, Event{N: int(max(x.probes, x.repeats))})
+		p.tell(GiveUp, true, Event{N: int(max(x.probes, x.repeats)), About: x.asking()})
 	case y.probes > 0:
-		p.tell(Reset, true, Event{N: int(y.probes), RTT: time.Duration(p.now - y.lastProbe), Sent: time.Unix(0, y.lastProbe)})
+		p.tell(Reset, true, Event{N: int(y.probes), About: y.kind, RTT: time.Duration(p.now - y.lastProbe), Sent: time.Unix(0, y.lastProbe)})
 	default:
 		p.tell(Reset, true, Event{})
 	}
 	device, seen := x.device, x.seenAt
 	p.f.sides = [2]side{}
 	x.device, x.seenAt = device, seen
+}
+
+// asking is what the side sent that waits for the other.
+func (x *side) asking() Kind {
+	if x.repeats >= x.probes {
+		return Retransmission
+	}
+	return x.kind
 }
 
 // settle makes a probe of what y sent, now that x acknowledges one byte more
@@ -100,7 +108,7 @@ func (p *step) guessed(x *side, high bool) {
 func (p *step) answers() {
 	y, s := p.y, p.s
 	if y.probes > 0 || y.repeats > 0 {
-		e := Event{N: int(max(y.probes, y.repeats))}
+		e := Event{N: int(max(y.probes, y.repeats)), About: y.asking()}
 		pure := s.Payload == 0 && !s.Flags.Has(SYN) && !s.Flags.Has(FIN)
 		if y.probes > 0 {
 			e.Sent = time.Unix(0, y.lastProbe)

@@ -65,9 +65,9 @@ func NewTracker(o TrackerOptions) *Tracker {
 // followed: if it is not 0, events may be missing.
 func (t *Tracker) Forgotten() uint64 { return t.flows.lost }
 
-// Feed takes the next segment. The Event that emit gets is valid until it
-// returns.
-func (t *Tracker) Feed(s *Segment, emit func(*Event)) {
+// Feed takes the next segment and reports whether its connection is followed.
+// The Event that emit gets is valid until it returns.
+func (t *Tracker) Feed(s *Segment, emit func(*Event)) bool {
 	t.Advance(s.Time, emit)
 	k, high := keyOf(s.Src, s.Dst)
 	at, fresh := t.flows.find(k)
@@ -76,7 +76,7 @@ func (t *Tracker) Feed(s *Segment, emit func(*Event)) {
 		f.skip = !t.options.Select(s.Src, s.Dst)
 	}
 	if f.skip {
-		return
+		return false
 	}
 	step := step{t: t, f: f, at: at, high: high, s: s, now: s.Time.UnixNano(), emit: emit}
 	step.x, step.y = &f.sides[0], &f.sides[1]
@@ -84,6 +84,7 @@ func (t *Tracker) Feed(s *Segment, emit func(*Event)) {
 		step.x, step.y = step.y, step.x
 	}
 	step.take()
+	return true
 }
 
 // Advance tells the tracker what time it is, as segments do: probes that have
@@ -120,7 +121,7 @@ func (t *Tracker) unanswered(f *flow, high bool, at int64, emit func(*Event)) {
 	x.probeAt = 0
 	t.event = Event{
 		Kind: Unanswered, Time: time.Unix(0, at), Local: f.key.addr(high), Peer: f.key.addr(!high),
-		N: int(x.probes), Sent: time.Unix(0, sent),
+		N: int(x.probes), About: x.kind, Sent: time.Unix(0, sent),
 		RateLimited: x.quickAt != 0 && sent-x.quickAt < int64(rateLimit),
 	}
 	emit(&t.event)

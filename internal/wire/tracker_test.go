@@ -246,11 +246,11 @@ func TestTimesOfEvents(t *testing.T) {
 	})
 	want := []wire.Event{
 		{Kind: wire.Probe, Time: start.Add(10 * time.Second), Local: us, Peer: them, N: 1},
-		{Kind: wire.Unanswered, Time: start.Add(12 * time.Second), Local: us, Peer: them, N: 1, Sent: start.Add(10 * time.Second)},
+		{Kind: wire.Unanswered, Time: start.Add(12 * time.Second), Local: us, Peer: them, N: 1, About: wire.Probe, Sent: start.Add(10 * time.Second)},
 		{Kind: wire.Probe, Time: start.Add(20 * time.Second), Local: us, Peer: them, N: 2},
 		{
 			Kind: wire.Answer, Time: start.Add(20*time.Second + 3*time.Millisecond), Local: us, Peer: them, N: 2,
-			RTT: 3 * time.Millisecond, Sent: start.Add(20 * time.Second),
+			RTT: 3 * time.Millisecond, About: wire.Probe, Sent: start.Add(20 * time.Second),
 		},
 	}
 	if !slices.Equal(events, want) {

@@ -132,7 +132,8 @@ func deadpeer(args []string) int {
 }
 
 // halfOpen runs deadpeer on a server host with a living client and one whose
-// link is cut. INTERRUPT=DURATION sends it a SIGINT after that time.
+// link is cut. INTERRUPT=DURATION sends it a SIGINT after that time;
+// KEEPALIVE=DURATION is idle time and interval of three probes.
 func halfOpen(args []string) int {
 	ctx := context.Background()
 	world := must(testnet.New(ctx))
@@ -147,7 +148,11 @@ func halfOpen(args []string) int {
 		accepted := must(l.AcceptTCP())
 		defer func() { _ = accepted.Close() }()
 		// The policy that the scripts expect to read.
-		check(accepted.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 2 * time.Hour, Interval: 75 * time.Second, Count: 9}))
+		policy := net.KeepAliveConfig{Enable: true, Idle: 2 * time.Hour, Interval: 75 * time.Second, Count: 9}
+		if d, err := time.ParseDuration(os.Getenv("KEEPALIVE")); err == nil {
+			policy = net.KeepAliveConfig{Enable: true, Idle: d, Interval: d, Count: 3}
+		}
+		check(accepted.SetKeepAliveConfig(policy))
 		if name == "gone" {
 			check(link.Cut())
 		}

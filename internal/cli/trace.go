@@ -1,0 +1,275 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"deadpeer/forecast"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/internal/wire"
+)
+
+func (a *app) trace() *cobra.Command {
+	var read, write, iface string
+	var lasts duration
+	cmd := &cobra.Command{
+		Use:   "trace [FILTER...]",
+		Short: "Show keepalive probes and their answers on the wire",
+		Long: `trace shows every keepalive probe that is sent, whether it was answered and how
+fast, and when the kernel gives up: live, or from a pcap or pcapng file. Window
+probes, retransmissions and resets are shown, too. It sends nothing.
+
+A probe that is not answered within a second counts as unanswered. What is
+shown is what passed here: an answer that never came this far is none.
+
+With a file only addresses and ports can be selected. An answer tells that the
+peer's kernel is there, not its program.`,
+		Example: `  sudo deadpeer trace 'sport = :3050'
+  sudo deadpeer trace -w probes.pcapng --for 10m 'dst 10.0.0.0/8'
+  deadpeer trace -r probes.pcapng -o jsonl`,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			var out tracing
+			switch a.common.output {
+			case "table":
+				out = &traceLines{w: a.stdout, seen: map[endpoints]bool{}}
+			case "jsonl":
+				out = &traceJSON{enc: json.NewEncoder(a.stdout)}
+			default:
+				return usage(fmt.Errorf("--output: %q is not one of table, jsonl", a.common.output))
+			}
+			filter, err := conn.ParseFilter(words, resolver())
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if lasts > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, time.Duration(lasts))
+				defer cancel()
+			}
+			if read == "" {
+				return a.traceLive(ctx, engine.TraceRequest{Netns: a.common.netns, Interface: iface, Filter: filter}, write, out)
+			}
+			for _, flag := range []string{"write", "interface", "netns", "for"} {
+				if cmd.Flags().Changed(flag) {
+					return usage(fmt.Errorf("--%s: has no meaning with --read", flag))
+				}
+			}
+			if !filter.OnlyEndpoints() {
+				return usage(errors.New("--read: packets show addresses and ports only; the filter asks for more"))
+			}
+			return a.traceFile(ctx, read, filter, out)
+		},
+	}
+	addOutput(cmd, &a.common.output, "table", "jsonl")
+	f := cmd.Flags()
+	f.StringVar(&a.common.netns, "netns", "current", "network namespace: current, a `path` such as /run/netns/NAME, or a pid")
+	f.StringVarP(&iface, "interface", "i", "any", "capture on this interface only (`name`)")
+	f.StringVarP(&read, "read", "r", "", "read this pcap or pcapng `file`; - is standard input")
+	f.StringVarP(&write, "write", "w", "", "save the packets of the traced connections to this pcapng `file`")
+	f.Var(&lasts, "for", "stop after this time (default when interrupted)")
+	return cmd
+}
+
+// tracing writes what a trace tells.
+type tracing interface {
+	event(t *engine.Traced) error
+}
+
+func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, write string, out tracing) (err error) {
+	if write != "" {
+		file, err := os.OpenFile(write, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return fmt.Errorf("--write: %w", err)
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		if req.Save, err = wire.NewWriter(file); err != nil {
+			return err
+		}
+	}
+	req.Started = func() { a.say("tracing; interrupt to stop") }
+	stats, err := engine.New(engine.Options{}).Trace(ctx, req, out.event)
+	if req.Save != nil {
+		err = errors.Join(err, req.Save.Flush())
+	}
+	if stats == nil {
+		return err
+	}
+	for _, n := range stats.Notes {
+		a.say("%s", n.Text)
+	}
+	if stats.Dropped > 0 || stats.Forgotten > 0 {
+		return errors.Join(err, &exit{exitPartly, fmt.Errorf(
+			"events may be missing: the kernel dropped %d segments, %d connections were too many to follow; a filter helps",
+			stats.Dropped, stats.Forgotten)})
+	}
+	return err
+}
+
+// traceFile tells what a capture file holds.
+func (a *app) traceFile(ctx context.Context, name string, filter *conn.Filter, out tracing) error {
+	var in io.Reader = a.stdin
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return fmt.Errorf("--read: %w", err)
+		}
+		defer func() { _ = file.Close() }()
+		in = file
+	}
+	r, err := wire.NewReader(in)
+	if err != nil {
+		return fmt.Errorf("--read %s: %w", name, err)
+	}
+	tracker := wire.NewTracker(wire.TrackerOptions{Select: func(x, y netip.AddrPort) bool {
+		return filter.Endpoints(x, y) == conn.Yes || filter.Endpoints(y, x) == conn.Yes
+	}})
+	var failed error
+	emit := func(e *wire.Event) {
+		if failed == nil {
+			failed = out.event(&engine.Traced{Event: e})
+		}
+	}
+	err = r.Each(ctx, func(s *wire.Segment) error {
+		tracker.Feed(s, emit)
+		return failed
+	})
+	if err != nil && failed == nil {
+		return fmt.Errorf("--read %s: %w", name, err)
+	}
+	if n := r.Skipped(wire.UnknownLink); n > 0 {
+		return errors.Join(failed, &exit{exitPartly, fmt.Errorf("%s are of a kind of link that is not understood", count(n, "packet"))})
+	}
+	if n := tracker.Forgotten(); n > 0 {
+		return errors.Join(failed, &exit{exitPartly, fmt.Errorf("events may be missing: %d connections were too many to follow; a filter helps", n)})
+	}
+	return failed
+}
+
+type endpoints struct{ local, peer netip.AddrPort }
+
+// traceLines writes a line for each probe once it is known what became of it.
+type traceLines struct {
+	w    io.Writer
+	seen map[endpoints]bool // introduced
+}
+
+func (l *traceLines) event(t *engine.Traced) error {
+	if err := l.introduce(t); err != nil {
+		return err
+	}
+	at := t.Time
+	var text string
+	switch t.Kind {
+	case wire.Probe, wire.WindowProbe:
+		return nil // told with its outcome
+	case wire.Answer:
+		if t.About == wire.Retransmission {
+			text = fmt.Sprintf("heard again after %s", count(t.N, "retransmission"))
+			break
+		}
+		at = t.Sent
+		text = l.probe(t) + ", answered"
+		if t.RTT > 0 {
+			text += " after " + latency(t.RTT)
+		}
+	case wire.Unanswered:
+		at = t.Sent
+		text = l.probe(t) + ", unanswered"
+		switch {
+		case t.RateLimited:
+			text += " (the peer answers once in 500 ms)"
+		case !t.GivesUp.IsZero():
+			text += fmt.Sprintf("; gives up in %.1f s", t.GivesUp.Sub(at).Seconds())
+		}
+	case wire.Retransmission:
+		text = fmt.Sprintf("retransmission %d", t.N)
+	case wire.GiveUp:
+		text = "gives up: reset"
+	case wire.Reset:
+		text = "reset"
+		if t.RTT > 0 {
+			text = fmt.Sprintf("reset, %s after probe %d: it does not know the connection", latency(t.RTT), t.N)
+		}
+	}
+	_, err := fmt.Fprintf(l.w, "%s  %v → %v  %s\n", at.Local().Format("15:04:05.000"), t.Local, t.Peer, text)
+	return err
+}
+
+// introduce says once what is known of the prober's socket.
+func (l *traceLines) introduce(t *engine.Traced) error {
+	at := endpoints{t.Local, t.Peer}
+	if t.Socket == nil || l.seen[at] {
+		return nil
+	}
+	l.seen[at] = true
+	policy := "policy not known"
+	if s := t.Socket.Settings; t.Socket.Known {
+		policy = policyText(forecast.Input{KeepAlive: s.KeepAlive, Policy: s.Policy})
+	}
+	_, err := fmt.Fprintf(l.w, "%s  %v ↔ %v  %s, %s\n", t.Time.Local().Format("15:04:05.000"), t.Local, t.Peer, t.Socket.Owner(), policy)
+	return err
+}
+
+func (*traceLines) probe(t *engine.Traced) string {
+	what := "probe"
+	if t.About == wire.WindowProbe {
+		what = "window probe"
+	}
+	if t.Of > 0 {
+		return fmt.Sprintf("%s %d of %d", what, t.N, t.Of)
+	}
+	return fmt.Sprintf("%s %d", what, t.N)
+}
+
+func latency(d time.Duration) string {
+	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
+}
+
+// traceJSON writes an object for each event.
+type traceJSON struct{ enc *json.Encoder }
+
+type jsonTraced struct {
+	At          time.Time `json:"at"`
+	Local       string    `json:"local"`
+	Peer        string    `json:"peer"`
+	Event       string    `json:"event"`
+	N           int       `json:"n"`
+	Of          *int      `json:"of"`
+	RTTUS       *int64    `json:"rtt_us"`
+	RateLimited bool      `json:"rate_limited,omitempty"`
+	GivesUpInS  *float64  `json:"gives_up_in_s"`
+	Netns       *string   `json:"netns"`
+	Cookie      *string   `json:"cookie"`
+}
+
+func (j *traceJSON) event(t *engine.Traced) error {
+	line := jsonTraced{
+		At: t.Time.UTC(), Local: t.Local.String(), Peer: t.Peer.String(), Event: t.Kind.String(), N: t.N, RateLimited: t.RateLimited,
+	}
+	if t.Of > 0 {
+		line.Of = &t.Of
+	}
+	if t.RTT > 0 {
+		us := t.RTT.Microseconds()
+		line.RTTUS = &us
+	}
+	if !t.GivesUp.IsZero() {
+		in := t.GivesUp.Sub(t.Time).Round(time.Millisecond).Seconds()
+		line.GivesUpInS = &in
+	}
+	if t.Socket != nil {
+		ns, cookie := fmt.Sprint(t.Socket.ID.NetNS), fmt.Sprint(t.Socket.ID.Cookie)
+		line.Netns, line.Cookie = &ns, &cookie
+	}
+	return j.enc.Encode(line)
+}

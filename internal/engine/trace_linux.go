@@ -1,0 +1,215 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"deadpeer/forecast"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/netns"
+	"deadpeer/internal/wire"
+	"deadpeer/keepalive"
+)
+
+// lookEvery is how long what the sockets told is good for before an unknown
+// one among them makes us look again.
+const lookEvery = time.Second
+
+var errTraceAll = errors.New("trace: one network namespace at a time; give its path or the pid of a process in it")
+
+// Trace tells of the keepalive probes of a namespace, their answers and what
+// comes of them, until ctx ends or visit gives an error. A Traced is the
+// callee's until it returns. Needs CAP_NET_RAW in the namespace; policies and
+// owners are told as far as Scan tells them.
+func (e *Engine) Trace(ctx context.Context, req TraceRequest, visit func(*Traced) error) (*TraceStats, error) {
+	ns, err := e.namespace(req.Netns)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = ns.Close() }()
+	capture, err := wire.OpenCapture(ns, wire.CaptureOptions{Interface: req.Interface})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = capture.Close() }()
+	t := &trace{e: e, ctx: ctx, req: req, visit: visit, hz: e.options.HZ}
+	if t.hz == 0 {
+		t.hz = HZ()
+	}
+	t.tracker = wire.NewTracker(wire.TrackerOptions{Select: t.selects})
+	if err := t.look(); err != nil {
+		return nil, err
+	}
+	if req.Started != nil {
+		req.Started()
+	}
+	var s wire.Segment
+	err = capture.Each(ctx, func(p *wire.Packet) error {
+		if p.Segment(&s) != wire.Taken || !t.tracker.Feed(&s, t.emit) || req.Save == nil {
+			return t.err
+		}
+		return errors.Join(t.err, req.Save.Write(p))
+	}, func(now time.Time) { t.tracker.Advance(now, t.emit) })
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = t.err
+	}
+	t.stats.Forgotten = t.tracker.Forgotten()
+	counts, statsErr := capture.Stats()
+	t.stats.CaptureStats = counts
+	return &t.stats, errors.Join(err, statsErr)
+}
+
+// namespace opens the one that a request names.
+func (e *Engine) namespace(name string) (*netns.NS, error) {
+	switch name {
+	case "", "current":
+		return netns.Current()
+	case "all":
+		return nil, errTraceAll
+	}
+	if pid, err := strconv.Atoi(name); err == nil {
+		return netns.FromPID(e.options.ProcRoot, pid)
+	}
+	return netns.FromPath(name)
+}
+
+// trace is a running Trace.
+type trace struct {
+	e       *Engine
+	ctx     context.Context
+	req     TraceRequest
+	visit   func(*Traced) error
+	tracker *wire.Tracker
+	hz      int
+	sockets map[endpoints]*tracedSocket // that the filter selects, as of lookedAt
+	looked  time.Time
+	stats   TraceStats
+	traced  Traced
+	err     error // of visit
+}
+
+type endpoints struct{ local, peer netip.AddrPort }
+
+type tracedSocket struct {
+	TracedSocket
+	probes int // unanswered, by the kernel's count when we looked
+	missed int // of them before the trace saw any
+}
+
+// selects reports whether a connection may be one to trace; which side is
+// local is not known yet.
+func (t *trace) selects(a, b netip.AddrPort) bool {
+	return t.req.Filter == nil || t.req.Filter.Endpoints(a, b) != conn.No || t.req.Filter.Endpoints(b, a) != conn.No
+}
+
+// look lists the sockets anew.
+func (t *trace) look() error {
+	snap, err := t.e.Scan(t.ctx, Request{Netns: t.req.Netns, Filter: t.req.Filter, Settings: true})
+	if err != nil {
+		return err
+	}
+	t.stats.Notes, t.stats.How = snap.Notes, snap.How
+	old := t.sockets
+	t.sockets = make(map[endpoints]*tracedSocket, snap.Len())
+	for c := range snap.All() {
+		s := &tracedSocket{TracedSocket: TracedSocket{ID: c.Sock.ID(), Settings: c.Settings, Known: c.Known}, probes: int(c.Sock.Probes)}
+		if len(c.Owners) > 0 {
+			s.Process = snap.Process(c.Owners[0].PID)
+		}
+		at := endpoints{unmapped(c.Sock.Local()), unmapped(c.Sock.Peer())}
+		if was := old[at]; was != nil && was.ID == s.ID {
+			s.missed = was.missed
+		}
+		t.sockets[at] = s
+	}
+	t.looked = time.Now()
+	return nil
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+// socket finds the socket of one side, looking again when it is not known.
+func (t *trace) socket(at endpoints) *tracedSocket {
+	if s := t.sockets[at]; s != nil {
+		return s
+	}
+	if t.sockets[endpoints{at.peer, at.local}] != nil || time.Since(t.looked) < lookEvery {
+		return nil // the peer's probes, which only its own host can tell of
+	}
+	if err := t.look(); err != nil {
+		t.fail(err)
+	}
+	return t.sockets[at]
+}
+
+func (t *trace) fail(err error) {
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+func (t *trace) emit(e *wire.Event) {
+	if t.err != nil {
+		return
+	}
+	s := t.socket(endpoints{e.Local, e.Peer})
+	if s == nil && t.sockets[endpoints{e.Peer, e.Local}] == nil && !t.decided(e) {
+		return
+	}
+	t.traced = Traced{Event: e}
+	if s != nil {
+		t.traced.Socket = &s.TracedSocket
+		t.foresee(s, e)
+	}
+	t.fail(t.visit(&t.traced))
+}
+
+// decided reports whether the addresses alone select the connection of e,
+// whose socket is not to be found.
+func (t *trace) decided(e *wire.Event) bool {
+	f := t.req.Filter
+	return f == nil || f.Endpoints(e.Local, e.Peer) == conn.Yes || f.Endpoints(e.Peer, e.Local) == conn.Yes
+}
+
+// foresee counts the probes as the kernel does, and tells when it gives up.
+func (t *trace) foresee(s *tracedSocket, e *wire.Event) {
+	sent := e.Sent
+	switch e.Kind {
+	case wire.Probe:
+		if sent = e.Time; e.N == 1 {
+			// Those before the trace began: we looked before this probe, or after.
+			s.missed = s.probes
+			if t.looked.After(e.Time) {
+				s.missed = max(0, s.probes-1)
+			}
+			s.probes = 0
+		}
+	case wire.Unanswered:
+	default:
+		if e.Kind != wire.GiveUp && e.Kind != wire.Answer {
+			return
+		}
+	}
+	e.N += s.missed
+	if e.Kind == wire.Answer {
+		s.probes, s.missed = 0, 0
+	}
+	if !s.Known || !s.Settings.KeepAlive {
+		return
+	}
+	p := s.Settings.Policy
+	t.traced.Of = p.Probes
+	if e.Kind != wire.Probe && e.Kind != wire.Unanswered {
+		return
+	}
+	f := forecast.Idle(forecast.Input{
+		KeepAlive: true, Policy: keepalive.Policy{Idle: p.Idle, Interval: p.Interval, Probes: p.Probes, UserTimeout: p.UserTimeout},
+		HZ: t.hz, Heard: p.Idle + time.Duration(e.N-1)*p.Interval, TimerIn: p.Interval, Probes: e.N,
+	})
+	if f.GivesUp {
+		t.traced.GivesUp = sent.Add(f.Earliest)
+	}
+}

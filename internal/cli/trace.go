@@ -117,7 +117,7 @@ func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, write stri
 
 // traceFile tells what a capture file holds.
 func (a *app) traceFile(ctx context.Context, name string, filter *conn.Filter, out tracing) error {
-	var in io.Reader = a.stdin
+	in := a.stdin
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"deadpeer/internal/conn"
 	"deadpeer/internal/release"
 	"deadpeer/internal/testnet"
+	"deadpeer/internal/wire"
 )
 
 // A machine stands still for a while, as a paused VM does, then goes on: its
@@ -153,7 +154,7 @@ func (w *world) judgeByWire(record *testnet.Recorder, got map[netip.AddrPort]Con
 			switch {
 			case s.From == w.far && heard[s.Src].IsZero():
 				heard[s.Src] = s.Time
-			case s.From == w.server && s.Flags.Has(testnet.RST) && ended[s.Dst].IsZero():
+			case s.From == w.server && s.Flags.Has(wire.RST) && ended[s.Dst].IsZero():
 				ended[s.Dst] = s.Time
 			}
 		}

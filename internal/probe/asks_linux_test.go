@@ -17,6 +17,7 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/testnet"
+	"deadpeer/internal/wire"
 )
 
 func linger(t testing.TB, fd int) (l unix.Linger) {
@@ -186,7 +187,7 @@ func TestWindowProbeSituations(t *testing.T) {
 				acknowledged = s.Ack
 			}
 		}
-		if question.Seq != acknowledged-1 || question.Flags != testnet.ACK {
+		if question.Seq != acknowledged-1 || question.Flags != wire.ACK {
 			t.Errorf("%s: %v, the peer expects %d", name, question, acknowledged)
 		}
 		after := w.read(p)

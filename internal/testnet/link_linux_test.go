@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/wire"
 )
 
 func TestCut(t *testing.T) {
@@ -253,7 +255,7 @@ func TestReboot(t *testing.T) {
 				t.Errorf("%s: %v, want ECONNRESET", name, err)
 			}
 		}
-		rst := must(rec.Wait(ctx, func(s Segment) bool { return s.Flags.Has(RST) }))(t)
+		rst := must(rec.Wait(ctx, func(s Segment) bool { return s.Flags.Has(wire.RST) }))(t)
 		if rst.From != b {
 			t.Errorf("RST: %v", rst)
 		}

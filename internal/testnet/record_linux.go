@@ -12,7 +12,19 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/wire"
 )
+
+// Segment is the header of one TCP segment on a link. Offloading may put the
+// data of several segments into one.
+type Segment struct {
+	wire.Segment
+	From *Host // the host that put it on the link, be it a router
+}
+
+// snapLength holds any IPv4 or IPv6 header and TCP header together.
+const snapLength = 128
 
 // Recorder keeps the headers of the TCP segments that hosts put on a link,
 // those that the link then drops included. Safe for concurrent use.
@@ -187,8 +199,8 @@ func (r *Recorder) run(conn syscall.RawConn) {
 }
 
 func (r *Recorder) add(packet, control []byte, from unix.Sockaddr) {
-	s, ok := parseSegment(packet)
-	if !ok {
+	var s Segment
+	if wire.Parse(wire.LinkRaw, packet, len(packet), &s.Segment) != wire.Taken {
 		return
 	}
 	if lla, ok := from.(*unix.SockaddrLinklayer); ok {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"deadpeer/internal/wire"
 )
 
 func TestRecord(t *testing.T) {
@@ -19,7 +21,7 @@ func TestRecord(t *testing.T) {
 		s := connect(t, a, b, address(l, b))
 		crosses(t, s.client, s.server)
 		data := must(rec.Wait(ctx, func(s Segment) bool { return s.Payload > 0 }))(t)
-		if data.From != a || data.Payload != 5 || !data.Flags.Has(PSH|ACK) ||
+		if data.From != a || data.Payload != 5 || !data.Flags.Has(wire.PSH|wire.ACK) ||
 			data.Src.String() != s.client.LocalAddr().String() || data.Dst.String() != s.listener.Addr().String() {
 			t.Errorf("data: %v", data)
 		}
@@ -28,7 +30,7 @@ func TestRecord(t *testing.T) {
 			t.Fatalf("%v", segments)
 		}
 		syn, synAck, ack := segments[0], segments[1], segments[2]
-		if syn.From != a || syn.Flags&^0xc0 != SYN || synAck.From != b || !synAck.Flags.Has(SYN|ACK) ||
+		if syn.From != a || syn.Flags&^0xc0 != wire.SYN || synAck.From != b || !synAck.Flags.Has(wire.SYN|wire.ACK) ||
 			synAck.Ack != syn.Seq+1 || ack.From != a || data.Seq != syn.Seq+1 {
 			t.Errorf("handshake:\n%v\n%v\n%v\n%v", syn, synAck, ack, data)
 		}

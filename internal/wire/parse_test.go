@@ -108,6 +108,26 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Cut short at any length, a packet parses as soon as its TCP header is whole.
+func TestParseCutShort(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		packet []byte
+		header int
+	}{{bin(t, ipv4Header, tcpHeader), 40}, {bin(t, ipv6Header, tcpHeader), 60}} {
+		for n := range c.packet {
+			var s wire.Segment
+			want := wire.Truncated
+			if n >= c.header {
+				want = wire.Taken
+			}
+			if got := wire.Parse(wire.LinkRaw, c.packet[:n:n], len(c.packet), &s); got != want {
+				t.Errorf("%d bytes of %d: %v, want %v", n, len(c.packet), got, want)
+			}
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(uint16(wire.LinkRaw), bin(f, ipv4Header, tcpHeader), 52)
 	f.Add(uint16(wire.LinkRaw), bin(f, ipv6Header, tcpHeader), 72)

@@ -136,6 +136,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 		a.forecast(),
 		a.profiles(),
 		a.trace(),
+		a.advise(),
 		a.doctor(),
 		a.demo(),
 	)

@@ -66,12 +66,7 @@ var _ pflag.Value = (*duration)(nil)
 func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 	c, f := &a.common, cmd.Flags()
 	addOutput(cmd, &c.output, "table", "wide", "json", "jsonl")
-	f.StringVar(&c.netns, "netns", "current", "network namespace: current, all, a `path` such as /run/netns/NAME, or a pid")
-	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
-	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
-	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
-	f.StringVar(&c.cgroup, "cgroup", "", "only connections of sockets in this cgroup v2 `path`")
-	f.BoolVarP(&c.verbose, "verbose", "v", false, "say how things were found out")
+	a.addSelection(cmd)
 	f.BoolVar(&c.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
 	f.Var(&c.leakedAfter, "leaked-after", "CLOSE-WAIT for this long is leaked (default 5m)")
 	if !rules {
@@ -81,6 +76,17 @@ func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 	f.Var(&c.timeout, "timeout", "longest time to go on asking (default 30s)")
 	f.Var(&c.stuckAfter, "stuck-after", "data that does not move for this long is stuck (default 5m)")
 	f.Var(&c.silence, "silence", "unbroken silence a release needs (default 60s)")
+}
+
+// addSelection adds the flags that say which connections.
+func (a *app) addSelection(cmd *cobra.Command) {
+	c, f := &a.common, cmd.Flags()
+	f.StringVar(&c.netns, "netns", "current", "network namespace: current, all, a `path` such as /run/netns/NAME, or a pid")
+	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
+	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
+	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
+	f.StringVar(&c.cgroup, "cgroup", "", "only connections of sockets in this cgroup v2 `path`")
+	f.BoolVarP(&c.verbose, "verbose", "v", false, "say how things were found out")
 }
 
 // addOutput adds --output, the first of the formats being the default.

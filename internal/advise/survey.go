@@ -1,0 +1,205 @@
+package advise
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"deadpeer/forecast"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/keepalive"
+)
+
+// Options say where to look. Zero values mean this host.
+type Options struct {
+	Root     string // below which configuration is read, also that of containers (each program's own root)
+	ProcRoot string // where procfs is mounted (/proc)
+}
+
+// Report is what a survey found.
+type Report struct {
+	Policy   keepalive.Policy
+	Programs []Program // those that need most first
+	Notes    []engine.Note
+}
+
+// Program is one program with connections: one instance of a server, or all
+// processes of one name.
+type Program struct {
+	Name        string    // printable; "" when the owner is not known
+	Software    *Software // nil when it is not in the list
+	PID         int32     // of the process that was started first, 0 when there are several
+	Connections int
+	Blind       int           // keepalive is off: a peer that vanishes is never noticed
+	Slow        int           // noticed, but later than by the policy
+	Unknown     int           // settings not readable
+	Worst       time.Duration // longest detection time of those not blind
+	Settings    keepalive.Settings
+	Advice      Advice  // of Software
+	Config      *Config // nil when nobody knows how to read it
+	Compared    int     // open connections the configuration tells of
+	Differ      int     // those of them that have other settings
+	Mend        bool    // there is something to do
+}
+
+// Enough reports whether the configuration gives the policy or better
+// already, so that only what is open is to be mended.
+func (p *Program) Enough(policy keepalive.Policy) bool {
+	return p.Config != nil && p.Config.Within > 0 && p.Config.Within <= forecast.DetectionTime(policy) && len(p.Config.Harmful) == 0
+}
+
+// Survey groups the connections that r selects by program and says what each
+// needs for the policy p. It needs what engine.Reader.Scan needs.
+func Survey(ctx context.Context, r engine.Reader, req engine.Request, p keepalive.Policy, o Options) (*Report, error) {
+	list, err := List()
+	if err != nil {
+		return nil, err
+	}
+	req.Settings, req.NoOwners = true, false
+	snap, err := r.Scan(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	s := survey{list: list, policy: p, processes: newProcesses(o), groups: map[groupKey]*group{}}
+	for c := range snap.All() {
+		s.add(c)
+	}
+	report := &Report{Policy: p, Notes: snap.Notes}
+	for _, g := range s.groups {
+		if err := s.finish(g); err != nil {
+			return nil, err
+		}
+		report.Programs = append(report.Programs, g.Program)
+	}
+	slices.SortFunc(report.Programs, func(a, b Program) int {
+		return cmp.Or(-cmp.Compare(number(a.Mend), number(b.Mend)), -cmp.Compare(a.Blind, b.Blind), -cmp.Compare(a.Slow, b.Slow),
+			-cmp.Compare(a.Connections, b.Connections), cmp.Compare(a.Name, b.Name), cmp.Compare(a.PID, b.PID))
+	})
+	return report, nil
+}
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// groupKey tells programs apart: servers by their first process, since each
+// has its own configuration; others by name.
+type groupKey struct {
+	name string
+	pid  int32
+}
+
+type group struct {
+	Program
+	open []open
+}
+
+// open is what is compared with the configuration.
+type open struct {
+	port     uint16
+	settings keepalive.Settings
+}
+
+type survey struct {
+	list      []Software
+	policy    keepalive.Policy
+	processes *processes
+	groups    map[groupKey]*group
+}
+
+// add counts a connection. Only those that may idle for ever matter.
+func (s *survey) add(c *engine.Connection) {
+	switch c.Sock.State {
+	case conn.Established, conn.CloseWait, conn.FinWait2:
+	default:
+		return
+	}
+	g := s.group(c.Owners)
+	g.Connections++
+	switch {
+	case c.KeepAliveKnown && !c.Settings.KeepAlive:
+		g.Blind++
+	case !c.Known:
+		g.Unknown++
+		return
+	default:
+		d := forecast.DetectionTime(c.Settings.Policy)
+		if d >= g.Worst {
+			g.Worst, g.Settings = d, c.Settings
+		}
+		if d > forecast.DetectionTime(s.policy) {
+			g.Slow++
+		}
+	}
+	g.open = append(g.open, open{c.Sock.LocalPort, c.Settings})
+}
+
+func (s *survey) group(owners []conn.Owner) *group {
+	var key groupKey
+	var program Program
+	if len(owners) > 0 {
+		comm := s.processes.comm(owners[0].PID)
+		program = Program{Name: conn.Printable(comm), Software: recognise(s.list, comm)}
+		key.name = comm
+		if w := program.Software; w != nil {
+			key.name = w.Name
+			if w.Role == Server {
+				program.PID = s.processes.first(owners[0].PID, func(comm string) bool { return recognise(s.list, comm) == w })
+				key.pid = program.PID
+			}
+		} else if s.processes.isGo(owners[0].PID) {
+			program.Software = s.named("go")
+		}
+	}
+	g := s.groups[key]
+	if g == nil {
+		g = &group{Program: program}
+		s.groups[key] = g
+	}
+	return g
+}
+
+func (s *survey) named(id string) *Software {
+	for i := range s.list {
+		if s.list[i].ID == id {
+			return &s.list[i]
+		}
+	}
+	return nil
+}
+
+// finish reads the configuration and decides what there is to do.
+func (s *survey) finish(g *group) (err error) {
+	if g.Software != nil {
+		if g.Advice, err = g.Software.Render(s.policy); err != nil {
+			return err
+		}
+		if g.PID != 0 {
+			place, err := s.processes.place(g.PID)
+			if err != nil {
+				g.Config = &Config{Problems: []string{conn.Printable(fmt.Sprint(err))}}
+			} else {
+				g.Config = readConfig(g.Software.ID, place)
+			}
+		}
+	}
+	if g.Config != nil {
+		for _, o := range g.open {
+			if agrees, known := g.Config.agrees(o.port, o.settings); known {
+				g.Compared++
+				if !agrees {
+					g.Differ++
+				}
+			}
+		}
+	}
+	asks := g.Config != nil && g.Config.Asks && g.Enough(s.policy)
+	g.Mend = g.Blind+g.Slow > 0 && !asks || g.Config != nil && len(g.Config.Harmful) > 0
+	return nil
+}

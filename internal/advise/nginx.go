@@ -49,11 +49,13 @@ type listen struct {
 }
 
 func (r *reading) nginxExpect(port uint16, l listen) {
+	key := "so_keepalive of port " + strconv.Itoa(int(port))
 	if l.value == "" {
+		r.set(key, "not set", l.file, l.line)
 		r.expectPolicy(port, false, keepalive.Policy{})
 		return
 	}
-	r.set("so_keepalive of port "+strconv.Itoa(int(port)), l.value, l.file, l.line)
+	r.set(key, l.value, l.file, l.line)
 	p := keepalive.Policy{}
 	parts := strings.Split(l.value, ":")
 	switch {
@@ -116,7 +118,10 @@ func (n *nginxReader) listen(d directive, file string) {
 	if err != nil {
 		port = 80 // an address without a port
 	}
-	l := n.sockets[uint16(port)]
+	l, known := n.sockets[uint16(port)]
+	if !known {
+		l = listen{"", file, d.line}
+	}
 	for _, w := range d.words[min(2, len(d.words)):] {
 		if value, ok := strings.CutPrefix(w, "so_keepalive="); ok {
 			l = listen{value, file, d.line}

@@ -224,9 +224,9 @@ func (t *adviseWriter) config(p *advise.Program) {
 		t.item("now", "nothing of it is set in "+p.Config.Files[0]+more)
 	}
 	if p.Differ > 0 {
-		t.item("open", fmt.Sprintf("%d of %d connections have other settings than that: made before it was set, or it is not loaded", p.Differ, p.Compared))
+		t.item("open", fmt.Sprintf("%d of %s have other settings than that: made before it was set, or it is not loaded", p.Differ, count(p.Compared, "connection")))
 	} else if p.Compared > 0 && len(p.Config.Settings) > 0 {
-		t.item("open", fmt.Sprintf("all %d connections agree with that", p.Compared))
+		t.item("open", count(p.Compared, "connection")+" compared: as it says there")
 	}
 	for _, h := range p.Config.Harmful {
 		t.item("bad", h)
@@ -259,7 +259,7 @@ func (t *adviseWriter) put(v *advice, p *advise.Program) {
 		t.verbatim("then", line)
 	}
 	if p.Blind+p.Slow > 0 && s.Role == advise.Server && !strings.Contains(strings.Join(s.Apply, ""), "attach") {
-		t.verbatim("open", attachCommand(v, p)+"   # the connections there are")
+		t.verbatim("or", attachCommand(v, p)+"   # open connections too")
 	}
 	if len(s.Caveats) > 0 {
 		t.item("note", s.Caveats[0])

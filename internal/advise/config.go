@@ -103,7 +103,9 @@ func readConfig(id string, p place) *Config {
 const (
 	maxFile  = 4 << 20
 	maxFiles = 500
-	maxDepth = 10 // of includes
+	maxBytes = 32 << 20 // of all files
+	maxDepth = 10       // of includes
+	maxGlobs = 2        // folders and names with wildcards in one pattern
 )
 
 // reading reads the configuration of one program.
@@ -111,6 +113,7 @@ type reading struct {
 	place
 	Config
 	opened int
+	bytes  int
 	depth  int
 }
 
@@ -145,8 +148,8 @@ func (r *reading) value(key string) string {
 
 // file reads a file; missing tells whether its absence is a problem.
 func (r *reading) file(name string, missing bool) (text string, ok bool) {
-	if r.opened++; r.opened > maxFiles {
-		r.problem("more than %d files: the rest was not read", maxFiles)
+	if r.opened++; r.opened > maxFiles || r.bytes > maxBytes {
+		r.problem("more than %d files or %d bytes: the rest was not read", maxFiles, maxBytes)
 		return "", false
 	}
 	text, err := readFile(r.tree, name)
@@ -157,6 +160,7 @@ func (r *reading) file(name string, missing bool) (text string, ok bool) {
 		r.problem("%v", err)
 		return "", false
 	}
+	r.bytes += len(text)
 	r.Files = append(r.Files, conn.Printable(name))
 	return text, true
 }
@@ -176,6 +180,16 @@ func (r *reading) include(read func()) {
 func (r *reading) glob(pattern string) []string {
 	if !strings.ContainsAny(pattern, `*?[`) {
 		return []string{pattern}
+	}
+	globs := 0
+	for part := range strings.SplitSeq(pattern, "/") {
+		if strings.ContainsAny(part, `*?[`) {
+			globs++
+		}
+	}
+	if globs > maxGlobs {
+		r.problem("read %s: wildcards in more than %d of its folders", pattern, maxGlobs)
+		return nil
 	}
 	list, err := fs.Glob(r.tree, inside(pattern))
 	if err != nil {

@@ -274,13 +274,14 @@ func FuzzReadConfig(f *testing.F) {
 	} {
 		f.Add(seed, "-c config_file=/f -D /d -f /f", uint16(80))
 	}
+	list := entries(f)
 	f.Fuzz(func(t *testing.T, text, args string, port uint16) {
 		tree := files(map[string]string{
 			"/f": text, "/d/postgresql.conf": text, "/etc/my.cnf": text, "/etc/pgbouncer/pgbouncer.ini": text, "/etc/redis/redis.conf": text,
 			"/etc/nginx/nginx.conf": text, "/etc/haproxy/haproxy.cfg": text, "/etc/ssh/sshd_config": text, "/etc/firebird/3.0/firebird.conf": text,
 			"/opt/interbase/ibconfig": text, "/etc/xinetd.d/firebird": text,
 		})
-		for _, s := range entries(t) {
+		for _, s := range list {
 			c := readConfig(s.ID, place{tree: tree, args: strings.Split(args, " "), cwd: "/d"})
 			if c == nil {
 				continue

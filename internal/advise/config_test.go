@@ -287,7 +287,7 @@ func FuzzReadConfig(f *testing.F) {
 				continue
 			}
 			c.agrees(port, keepalive.Settings{})
-			for _, line := range strings.Split(strings.TrimSuffix(said(c), "\n"), "\n") {
+			for line := range strings.SplitSeq(strings.TrimSuffix(said(c), "\n"), "\n") {
 				for _, r := range line {
 					if r < ' ' || r == 0x7f {
 						t.Fatalf("%s: %q would be shown", s.ID, line)

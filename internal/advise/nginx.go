@@ -85,7 +85,7 @@ func (n *nginxReader) read(name string, context []string) {
 		return
 	}
 	for _, d := range parseNginx(text) {
-		within := append(context[:len(context):len(context)], strings.Fields(d.section)...)
+		within := append(slices.Clip(context), strings.Fields(d.section)...)
 		block := ""
 		if len(within) > 0 {
 			block = within[len(within)-1]

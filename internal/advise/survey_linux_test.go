@@ -106,8 +106,8 @@ func TestSurvey(t *testing.T) {
 	nginx := write(t, s.dir+"/etc/nginx/nginx.conf", "daemon off; pid pid; error_log stderr;\nevents {}\n"+
 		"http { access_log off; client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;\n"+
 		"server { listen 8081 so_keepalive=60s:10s:6; }\nserver { listen 8082; } }\n")
-	s.run(s.host.Command(t.Context(), program(t, "redis-server"), redis))
-	s.run(s.host.Command(t.Context(), program(t, "nginx"), "-p", s.dir, "-c", nginx))
+	s.run(exec.Command(program(t, "redis-server"), redis))
+	s.run(exec.Command(program(t, "nginx"), "-p", s.dir, "-c", nginx))
 	first := s.dial("127.0.0.1:7379")
 	for _, port := range []string{"8081", "8082"} {
 		c := s.dial("127.0.0.1:" + port)
@@ -194,12 +194,12 @@ func TestSurveyPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, conf, string(text)+"port = 7432\nunix_socket_directories = ''\nfsync = off\ntcp_keepalives_idle = 10min\n")
-	server := s.host.Command(t.Context(), program(t, "postgres"), "-D", data)
+	server := exec.Command(program(t, "postgres"), "-D", data)
 	asNobody(t, server)
 	s.run(server)
 	_ = s.dial("127.0.0.1:7432").Close()
 
-	client := s.host.Command(t.Context(), program(t, "psql"), "-h", "127.0.0.1", "-p", "7432", "-U", "x", "-AtX", "postgres")
+	client := exec.Command(program(t, "psql"), "-h", "127.0.0.1", "-p", "7432", "-U", "x", "-AtX", "postgres")
 	in, err := client.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package advise
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"deadpeer/keepalive"
@@ -74,10 +75,22 @@ func (l *LogSummary) Advise(longest time.Duration) LogAdvice {
 		a.Reasons = append(a.Reasons, "longest transaction not known (--longest-transaction): not considered")
 	case longest > p.Idle:
 		p.Idle = (longest + time.Second - 1).Truncate(time.Second)
-		a.Reasons = append(a.Reasons, fmt.Sprintf("longest transaction %v: idle not below it, to spare the line; its locks are held that long by a phantom", longest))
+		a.Reasons = append(a.Reasons, fmt.Sprintf("longest transaction %s: idle not below it, to spare the line; its locks are held that long by a phantom", short(longest)))
 	default:
-		a.Reasons = append(a.Reasons, fmt.Sprintf("longest transaction %v: shorter than the idle time anyway", longest))
+		a.Reasons = append(a.Reasons, fmt.Sprintf("longest transaction %s: no longer than the idle time anyway", short(longest)))
 	}
 	a.Policy = p
 	return a
+}
+
+// short leaves zero minutes and seconds out.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }

@@ -22,8 +22,9 @@ type Options struct {
 // Report is what a survey found.
 type Report struct {
 	Policy   keepalive.Policy
-	Programs []Program // those that need most first
-	Notes    []engine.Note
+	Programs []Program     // those that need most first
+	Notes    []engine.Note // what could not be seen
+	How      []string      // by what means things were found out
 }
 
 // Program is one program with connections: one instance of a server, or all
@@ -67,7 +68,7 @@ func Survey(ctx context.Context, r engine.Reader, req engine.Request, p keepaliv
 	for c := range snap.All() {
 		s.add(c)
 	}
-	report := &Report{Policy: p, Notes: snap.Notes}
+	report := &Report{Policy: p, Notes: snap.Notes, How: snap.How}
 	for _, g := range s.groups {
 		if err := s.finish(g); err != nil {
 			return nil, err

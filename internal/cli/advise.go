@@ -159,10 +159,7 @@ func (a *app) survey(ctx context.Context, words []string, o adviseFlags, v *advi
 	if err := a.showAdvice(v); err != nil {
 		return err
 	}
-	for _, n := range report.Notes {
-		a.say("%s", n.Text)
-	}
-	return nil
+	return a.remark(&engine.Snapshot{Notes: report.Notes, How: report.How})
 }
 
 // advice is all that is shown.

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"deadpeer/forecast"
 	"deadpeer/internal/advise"
 	"deadpeer/internal/conn"
-	"deadpeer/internal/verdict"
 	"deadpeer/keepalive"
 )
 
@@ -63,14 +63,17 @@ func (t *adviseWriter) verbatim(label, text string) {
 	}
 }
 
-func policyWords(p keepalive.Policy) string {
-	text := fmt.Sprintf("%s idle, then %d probes %s apart: a vanished peer is given up after %s",
-		verdict.Duration(p.Idle), p.Probes, verdict.Duration(p.Interval), verdict.Duration(forecast.DetectionTime(p)))
+// policyWords says what a policy does; named tells where it comes from.
+func policyWords(p keepalive.Policy, named string) string {
+	text := fmt.Sprintf("%s idle, then %d probes %s apart%s: a vanished peer is given up after %s",
+		spanText(p.Idle), p.Probes, spanText(p.Interval), named, spanText(forecast.DetectionTime(p)))
 	if p.UserTimeout > 0 {
-		text += ", one with data in flight after " + verdict.Duration(p.UserTimeout)
+		text += ", one with data in flight after " + spanText(p.UserTimeout)
 	}
 	return text
 }
+
+func spanText(d time.Duration) string { return string(appendSpan(nil, d)) }
 
 func (t *adviseWriter) log(l *logged) {
 	s, total := l.Summary, l.Summary.Total()
@@ -78,7 +81,7 @@ func (t *adviseWriter) log(l *logged) {
 	if !s.From.IsZero() {
 		fmt.Fprintf(t.w, ", %s to %s", s.From.Format("2006-01-02"), s.To.Format("2006-01-02"))
 	}
-	fmt.Fprintf(t.w, "\n  %d resets (104, 10054), %d timeouts (110, 10060), %d NetBEUI (108, 109)\n", total.Resets, total.Timeouts, total.NetBEUI)
+	fmt.Fprintf(t.w, "\n  resets (104, 10054) %d, timeouts (110, 10060) %d, NetBEUI (108, 109) %d\n", total.Resets, total.Timeouts, total.NetBEUI)
 	const shown = 5
 	for i, h := range s.Hosts {
 		if i == shown {
@@ -89,9 +92,9 @@ func (t *adviseWriter) log(l *logged) {
 		if name == "" {
 			name = "(client not named)"
 		}
-		fmt.Fprintf(t.w, "    %-24s %d resets, %d timeouts, %d NetBEUI\n", name, h.Resets, h.Timeouts, h.NetBEUI)
+		fmt.Fprintf(t.w, "    %-24s resets %d, timeouts %d, NetBEUI %d\n", name, h.Resets, h.Timeouts, h.NetBEUI)
 	}
-	t.item("advise", policyWords(l.Advice.Policy))
+	t.item("take", policyWords(l.Advice.Policy, ""))
 	for _, r := range l.Advice.Reasons {
 		t.item("why", r)
 	}
@@ -104,7 +107,7 @@ func (t *adviseWriter) entry(v *advice) {
 		policy = v.Log.Advice.Policy
 	}
 	fmt.Fprintf(t.w, "%s (%s)\n", e.Name, e.Role)
-	t.item("for", policyWords(policy))
+	t.item("for", policyWords(policy, ""))
 	for _, f := range e.Files {
 		t.item("file", f.Path+" ("+f.Where+")")
 	}
@@ -132,13 +135,11 @@ func (t *adviseWriter) report(v *advice) {
 		fmt.Fprintln(t.w, "no connections")
 		return
 	}
-	how := ""
+	named := ""
 	if !v.Given {
-		how = " (profile " + adviseProfile + ", the default)"
+		named = " (profile " + adviseProfile + ", the default)"
 	}
-	fmt.Fprintf(t.w, "%s idle, then %d probes %s apart%s: a vanished peer is given up after %s\n",
-		verdict.Duration(v.Policy.Idle), v.Policy.Probes, verdict.Duration(v.Policy.Interval), how,
-		verdict.Duration(forecast.DetectionTime(v.Policy)))
+	fmt.Fprintln(t.w, policyWords(v.Policy, named))
 	for i := range v.Report.Programs {
 		p := &v.Report.Programs[i]
 		if i == 0 || p.Mend || v.Report.Programs[i-1].Mend {
@@ -171,7 +172,7 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 		parts = append(parts, fmt.Sprintf("%d blind", p.Blind))
 	}
 	if p.Slow > 0 {
-		parts = append(parts, fmt.Sprintf("%d slow (up to %s)", p.Slow, verdict.Duration(p.Worst)))
+		parts = append(parts, fmt.Sprintf("%d slow (up to %s)", p.Slow, spanText(p.Worst)))
 	}
 	if p.Unknown > 0 {
 		parts = append(parts, fmt.Sprintf("%d with unknown settings", p.Unknown))
@@ -180,11 +181,11 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 	switch {
 	case p.Mend:
 	case p.Config != nil && p.Config.Asks && p.Enough(v.Policy):
-		line += fmt.Sprintf(": asks its peers itself, gone after %s", verdict.Duration(p.Config.Within))
+		line += fmt.Sprintf(": asks its peers itself, gone after %s", spanText(p.Config.Within))
 	case p.Unknown == p.Connections:
 		line += ": more is seen as root"
 	default:
-		line += fmt.Sprintf(": all given up within %s", verdict.Duration(p.Worst))
+		line += fmt.Sprintf(": all given up within %s", spanText(p.Worst))
 	}
 	fmt.Fprintln(t.w, line)
 	if p.Config != nil && p.Mend {
@@ -258,7 +259,7 @@ func (t *adviseWriter) put(v *advice, p *advise.Program) {
 	for _, line := range p.Advice.Apply {
 		t.verbatim("then", line)
 	}
-	if p.Blind+p.Slow > 0 && s.Role == advise.Server && !strings.Contains(strings.Join(s.Apply, ""), "attach") {
+	if p.Blind+p.Slow > 0 && !strings.Contains(strings.Join(s.Apply, ""), "attach") {
 		t.verbatim("or", attachCommand(v, p)+"   # open connections too")
 	}
 	if len(s.Caveats) > 0 {
@@ -311,7 +312,7 @@ func attachCommand(v *advice, p *advise.Program) string {
 }
 
 func policyArguments(p keepalive.Policy) string {
-	return fmt.Sprintf("--idle %s --interval %s --probes %d", appendSpan(nil, p.Idle), appendSpan(nil, p.Interval), p.Probes)
+	return fmt.Sprintf("--idle %ds --interval %ds --probes %d", int(p.Idle.Seconds()), int(p.Interval.Seconds()), p.Probes)
 }
 
 func count2(n int, one, more string) string {

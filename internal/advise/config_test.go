@@ -183,6 +183,13 @@ func TestReadConfig(t *testing.T) {
 				"problem: /etc/xinetd.d/firebird has no KEEPALIVE among its flags: Classic before 1.5 needs flags = REUSE KEEPALIVE\n",
 		},
 		{
+			name: "firebird: a service that is disabled does not matter", id: "firebird", args: "firebird",
+			files: map[string]string{
+				"/etc/firebird/3.0/firebird.conf": "# DummyPacketInterval = 5\n",
+				"/etc/xinetd.d/firebird30":        "service gds_db\n{\n\tdisable = yes\n\tflags = REUSE\n}\n",
+			},
+		},
+		{
 			name: "interbase", id: "interbase", args: "ibserver", exe: "/usr/interbase/bin/ibserver",
 			files: map[string]string{
 				"/usr/interbase/ibconfig": "#DUMMY_PACKET_INTERVAL 1\nDUMMY_PACKET_INTERVAL 60\n",

@@ -60,7 +60,10 @@ func (r *reading) xinetd() {
 		if !ok {
 			continue
 		}
-		flags, line := xinetdFlags(text)
+		flags, line, disabled := xinetdFlags(text)
+		if disabled {
+			continue
+		}
 		if line > 0 {
 			r.set("flags", flags, name, line)
 		}
@@ -70,13 +73,17 @@ func (r *reading) xinetd() {
 	}
 }
 
-// xinetdFlags gives the flags of the first service, and where they stand.
-func xinetdFlags(text string) (flags string, line int) {
+// xinetdFlags gives the flags of the service, where they stand, and whether
+// the service is disabled.
+func xinetdFlags(text string) (flags string, line int, disabled bool) {
 	for _, d := range assignments(text, "#") {
-		key := strings.TrimSpace(strings.TrimSuffix(d.word(0), "+"))
-		if strings.EqualFold(key, "flags") {
-			return strings.Join(strings.Fields(d.word(1)), " "), d.line
+		value := strings.Join(strings.Fields(d.word(1)), " ")
+		switch strings.ToLower(strings.TrimSpace(strings.TrimSuffix(d.word(0), "+"))) {
+		case "flags":
+			flags, line = strings.TrimSpace(flags+" "+value), d.line
+		case "disable":
+			disabled = strings.EqualFold(value, "yes")
 		}
 	}
-	return "", 0
+	return flags, line, disabled
 }

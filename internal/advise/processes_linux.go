@@ -1,7 +1,6 @@
 package advise
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -94,38 +93,17 @@ func (p *processes) place(pid int32) (place, error) {
 	return place{tree: newTree(root), args: args, cwd: cwd, exe: exe}, nil
 }
 
-// isGo reports whether a process runs a program built by Go: those have a mark
-// before their build information (package debug/buildinfo, which this does not
-// use, since it is not made for files of strangers).
+// isGo reports whether a process runs a program built by Go: those begin with
+// an ELF note of type 4 and name "Go" (cmd/internal/buildid), next to their
+// headers. Package debug/buildinfo is not made for files of strangers.
 func (p *processes) isGo(pid int32) bool {
 	known := p.process(pid)
 	if known.isGo == nil {
-		known.isGo = new(bool)
-		if f, err := os.Open(filepath.Join(p.root, strconv.Itoa(int(pid)), "exe")); err == nil {
-			*known.isGo = contains(f, []byte("\xff Go buildinf:"))
-			_ = f.Close()
-		}
+		head, err := readSome(filepath.Join(p.root, strconv.Itoa(int(pid)), "exe"), 64<<10)
+		known.isGo = new(err == nil && bytes.Contains(head, []byte("\x04\x00\x00\x00Go\x00\x00")))
 		p.known[pid] = known
 	}
 	return *known.isGo
-}
-
-// contains looks through the first 256 MiB.
-func contains(f io.Reader, mark []byte) bool {
-	const most, chunk = 256 << 20, 1 << 20
-	r := bufio.NewReaderSize(io.LimitReader(f, most), chunk)
-	for {
-		window, err := r.Peek(chunk)
-		if bytes.Contains(window, mark) {
-			return true
-		}
-		if err != nil {
-			return false
-		}
-		if _, err := r.Discard(chunk - len(mark) + 1); err != nil {
-			return false
-		}
-	}
 }
 
 func readSome(name string, limit int64) ([]byte, error) {

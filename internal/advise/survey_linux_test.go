@@ -246,3 +246,23 @@ func TestSurveyPostgreSQL(t *testing.T) {
 		t.Errorf("after it: %+v\n%+v", p, p.Config)
 	}
 }
+
+// A program that sees other files than this host has its own read.
+func TestSurveyContainer(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/etc/redis"); err != nil {
+		skip(t, "there is no /etc/redis to hide")
+	}
+	s := newSite(t)
+	script := `mount -t tmpfs tmpfs /etc/redis && mkdir /etc/redis/real &&
+		printf 'port 7380\ntcp-keepalive 77\nsave ""\n' >/etc/redis/real/redis.conf &&
+		ln -s /etc/redis/real/redis.conf /etc/redis/redis.conf && cd / && exec "$@"`
+	cmd := exec.Command("sh", "-c", script, "sh", program(t, "redis-server"), "/etc/redis/redis.conf")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	s.run(cmd)
+	ask(t, s.dial("127.0.0.1:7380"), "PING", "+PONG")
+	p := s.survey(policies(t)["k8s"], Options{}, "sport = :7380")["redis-server"]
+	if p.Config == nil || said(p.Config) != "tcp-keepalive=77 /etc/redis/redis.conf:2\n" || p.Compared != 1 || p.Differ != 0 {
+		t.Errorf("%+v\n%+v", p, p.Config)
+	}
+}

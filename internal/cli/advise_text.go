@@ -21,10 +21,6 @@ func (a *app) adviseText(v *advice) error {
 	t := &adviseWriter{w: bufio.NewWriter(a.stdout)}
 	switch {
 	case v.Software != nil:
-		if v.Log != nil {
-			t.log(v.Log)
-			fmt.Fprintln(t.w)
-		}
 		t.entry(v)
 	default:
 		t.report(v)
@@ -77,22 +73,23 @@ func spanText(d time.Duration) string { return string(appendSpan(nil, d)) }
 
 func (t *adviseWriter) log(l *logged) {
 	s, total := l.Summary, l.Summary.Total()
-	fmt.Fprintf(t.w, "%s: %s", conn.Printable(l.File), count2(s.Entries, "entry", "entries"))
+	span := ""
 	if !s.From.IsZero() {
-		fmt.Fprintf(t.w, ", %s to %s", s.From.Format("2006-01-02"), s.To.Format("2006-01-02"))
+		span = fmt.Sprintf(", %s to %s", s.From.Format(time.DateOnly), s.To.Format(time.DateOnly))
 	}
-	fmt.Fprintf(t.w, "\n  resets (104, 10054) %d, timeouts (110, 10060) %d, NetBEUI (108, 109) %d\n", total.Resets, total.Timeouts, total.NetBEUI)
+	t.item("log", fmt.Sprintf("%s: %s%s", conn.Printable(l.File), count2(s.Entries, "entry", "entries"), span))
+	fmt.Fprintf(t.w, "        resets (104, 10054) %d, timeouts (110, 10060) %d, NetBEUI (108, 109) %d\n", total.Resets, total.Timeouts, total.NetBEUI)
 	const shown = 5
 	for i, h := range s.Hosts {
 		if i == shown {
-			fmt.Fprintf(t.w, "    … and %d more clients\n", len(s.Hosts)-i)
+			fmt.Fprintf(t.w, "        … and %d more clients\n", len(s.Hosts)-i)
 			break
 		}
 		name := h.Host
 		if name == "" {
 			name = "(client not named)"
 		}
-		fmt.Fprintf(t.w, "    %-24s resets %d, timeouts %d, NetBEUI %d\n", name, h.Resets, h.Timeouts, h.NetBEUI)
+		fmt.Fprintf(t.w, "        %-20s resets %d, timeouts %d, NetBEUI %d\n", name, h.Resets, h.Timeouts, h.NetBEUI)
 	}
 	t.item("take", policyWords(l.Advice.Policy, ""))
 	for _, r := range l.Advice.Reasons {
@@ -107,6 +104,9 @@ func (t *adviseWriter) entry(v *advice) {
 		policy = v.Log.Advice.Policy
 	}
 	fmt.Fprintf(t.w, "%s (%s)\n", e.Name, e.Role)
+	if v.Log != nil {
+		t.log(v.Log)
+	}
 	t.item("for", policyWords(policy, ""))
 	for _, f := range e.Files {
 		t.item("file", f.Path+" ("+f.Where+")")
@@ -191,15 +191,15 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 	if p.Config != nil && p.Mend {
 		t.config(p)
 	}
+	if v.Log != nil && p.Software != nil && (p.Software.ID == "firebird" || p.Software.ID == "interbase") {
+		t.log(v.Log)
+	}
 	switch {
 	case !p.Mend:
 	case p.Software == nil:
 		t.generic(v, p)
 	default:
 		t.put(v, p)
-	}
-	if v.Log != nil && p.Software != nil && (p.Software.ID == "firebird" || p.Software.ID == "interbase") {
-		t.log(v.Log)
 	}
 }
 

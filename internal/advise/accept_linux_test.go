@@ -117,7 +117,7 @@ func TestSoftwareAccepts(t *testing.T) {
 		check func(t *testing.T, dir string, a Advice, p keepalive.Policy) (said string, want []string)
 	}{
 		{"nginx", func(t *testing.T, dir string, a Advice, _ keepalive.Policy) (string, []string) {
-			conf := write(t, dir+"/nginx.conf", "pid "+dir+"/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off;\n"+
+			conf := write(t, dir+"/nginx.conf", "user root root;\npid "+dir+"/pid;\nerror_log stderr;\nevents {}\nhttp { access_log off;\n"+
 				"client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;\nserver {\n"+a.Example+"}\n}\n")
 			output(t, exec.Command(program(t, "nginx"), "-t", "-p", dir, "-c", conf))
 			return "", nil

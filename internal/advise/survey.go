@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -145,16 +146,17 @@ func (s *survey) group(owners []conn.Owner) *group {
 	var key groupKey
 	var program Program
 	if len(owners) > 0 {
-		comm := s.processes.comm(owners[0].PID)
+		pid := oldest(owners)
+		comm := s.processes.comm(pid)
 		program = Program{Name: conn.Printable(comm), Software: recognise(s.list, comm)}
 		key.name = comm
 		if w := program.Software; w != nil {
 			key.name = w.Name
 			if w.Role == Server {
-				program.PID = s.processes.first(owners[0].PID, func(comm string) bool { return recognise(s.list, comm) == w })
+				program.PID = s.processes.first(pid, func(comm string) bool { return recognise(s.list, comm) == w })
 				key.pid = program.PID
 			}
-		} else if s.processes.isGo(owners[0].PID) {
+		} else if s.processes.isGo(pid) {
 			program.Software = s.named("go")
 		}
 	}
@@ -164,6 +166,18 @@ func (s *survey) group(owners []conn.Owner) *group {
 		s.groups[key] = g
 	}
 	return g
+}
+
+// oldest is the owner a shared socket most likely came from; not this process,
+// which may have inherited one from the shell.
+func oldest(owners []conn.Owner) int32 {
+	pid := owners[0].PID
+	for _, o := range owners[1:] {
+		if self := int32(os.Getpid()); pid == self || o.PID < pid && o.PID != self {
+			pid = o.PID
+		}
+	}
+	return pid
 }
 
 func (s *survey) named(id string) *Software {

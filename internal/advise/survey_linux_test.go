@@ -103,7 +103,7 @@ func TestSurvey(t *testing.T) {
 	s := newSite(t)
 	policy := policies(t)["k8s"]
 	redis := write(t, s.dir+"/etc/redis/redis.conf", "port 7379\ntcp-keepalive 300\nsave \"\"\ndir "+s.dir+"\n")
-	nginx := write(t, s.dir+"/etc/nginx/nginx.conf", "daemon off; pid pid; error_log stderr;\nevents {}\n"+
+	nginx := write(t, s.dir+"/etc/nginx/nginx.conf", "daemon off; user root root; pid pid; error_log stderr;\nevents {}\n"+
 		"http { access_log off; client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;\n"+
 		"server { listen 8081 so_keepalive=60s:10s:6; }\nserver { listen 8082; } }\n")
 	s.run(exec.Command(program(t, "redis-server"), redis))

@@ -3,6 +3,7 @@ package advise
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ const (
 
 // OpenLog reads a log from a file. Files that are none, such as pipes, are
 // refused.
-func OpenLog(name string) (*LogSummary, error) {
+func OpenLog(ctx context.Context, name string) (*LogSummary, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, fmt.Errorf("read log: %w", err)
@@ -77,7 +78,7 @@ func OpenLog(name string) (*LogSummary, error) {
 		return nil, fmt.Errorf("read log: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	l, err := ReadLog(f)
+	l, err := ReadLog(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("read log %s: %w", conn.Printable(name), err)
 	}
@@ -87,11 +88,11 @@ func OpenLog(name string) (*LogSummary, error) {
 // ReadLog reads a log as it comes, keeping the counts only. An entry is a line
 // with the server's name and a time, then indented lines of text (gds__log of
 // Firebird). Lines that are too long are cut.
-func ReadLog(r io.Reader) (*LogSummary, error) {
+func ReadLog(ctx context.Context, r io.Reader) (*LogSummary, error) {
 	l := &LogSummary{}
 	hosts := map[string]*HostErrors{}
 	in := bufio.NewReaderSize(r, maxLogLine)
-	for {
+	for ctx.Err() == nil {
 		text, err := in.ReadSlice('\n')
 		line := string(text)
 		for errors.Is(err, bufio.ErrBufferFull) {
@@ -111,6 +112,7 @@ func ReadLog(r io.Reader) (*LogSummary, error) {
 			return nil, err
 		}
 	}
+	return nil, ctx.Err()
 }
 
 func (l *LogSummary) line(line string, hosts map[string]*HostErrors) {

@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,7 +34,7 @@ srv	Wed Nov 16 10:00:00 2005
 
 func TestReadLog(t *testing.T) {
 	t.Parallel()
-	l, err := ReadLog(strings.NewReader(logText))
+	l, err := ReadLog(t.Context(), strings.NewReader(logText))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func TestHugeLog(t *testing.T) {
 	for i := range maxLogHosts + 500 {
 		fmt.Fprintf(&b, "\tINET/inet_error: read errno = 104, client host = h, address = h%d/1\n", i)
 	}
-	l, err := ReadLog(strings.NewReader(b.String()))
+	l, err := ReadLog(t.Context(), strings.NewReader(b.String()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,14 +75,23 @@ func TestOpenLog(t *testing.T) {
 	if err := os.WriteFile(name, []byte(logText), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if l, err := OpenLog(name); err != nil || l.Entries != 5 {
+	if l, err := OpenLog(t.Context(), name); err != nil || l.Entries != 5 {
 		t.Errorf("%+v, %v", l, err)
 	}
-	if _, err := OpenLog(dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := OpenLog(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a folder: %v", err)
 	}
-	if _, err := OpenLog(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := OpenLog(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
+	}
+}
+
+func TestReadLogCanBeStopped(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := ReadLog(ctx, strings.NewReader(logText)); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -135,7 +145,7 @@ func FuzzReadLog(f *testing.F) {
 	f.Add("INET/inet_error: errno = 104, address = /, client host = ")
 	f.Add("INET/inet_error: errno = 104, address = \xff\xfe" + strings.Repeat("a", 300))
 	f.Fuzz(func(t *testing.T, text string) {
-		l, err := ReadLog(strings.NewReader(text))
+		l, err := ReadLog(t.Context(), strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -71,6 +71,9 @@ func Survey(ctx context.Context, r engine.Reader, req engine.Request, p keepaliv
 	}
 	report := &Report{Policy: p, Notes: snap.Notes, How: snap.How}
 	for _, g := range s.groups {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if err := s.finish(g); err != nil {
 			return nil, err
 		}

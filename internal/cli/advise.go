@@ -66,8 +66,19 @@ connections are looked at.`,
 	f.StringVar(&o.log, "log", "", "advise from this `file`: firebird.log or interbase.log")
 	f.Var(&o.longest, "longest-transaction", "how long the longest transaction takes")
 	complete := cobra.FixedCompletions(profileNames(), cobra.ShellCompDirectiveNoFileComp)
-	if err := cmd.RegisterFlagCompletionFunc("profile", complete); err != nil {
-		panic(err) // the flag was added just now
+	software := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		list, err := advise.List()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var ids []string
+		for _, s := range list {
+			ids = append(ids, s.ID)
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := errors.Join(cmd.RegisterFlagCompletionFunc("profile", complete), cmd.RegisterFlagCompletionFunc("software", software)); err != nil {
+		panic(err) // the flags were added just now
 	}
 	return cmd
 }
@@ -78,6 +89,9 @@ func (a *app) runAdvise(ctx context.Context, words []string, o adviseFlags) erro
 	}
 	if len(words) > 0 && (o.software != "" || o.list || o.log != "") {
 		return usage(errors.New("a FILTER selects connections, and --software, --list and --log look at none"))
+	}
+	if o.log != "" && o.software != "" && !keepsLog(o.software) {
+		return usage(fmt.Errorf("--log is of firebird or interbase, not of %q", o.software))
 	}
 	base, err := keepalive.ProfileByName(adviseProfile)
 	if err != nil {
@@ -90,7 +104,7 @@ func (a *app) runAdvise(ctx context.Context, words []string, o adviseFlags) erro
 	if err := policy.ValidateFor("linux"); err != nil {
 		return usage(err)
 	}
-	v := &advice{Policy: policy, Given: policy != base.Policy}
+	v := &advice{Policy: policy, Given: o.policy != policyFlags{}}
 	switch {
 	case o.list:
 		list, err := advise.List()
@@ -99,7 +113,7 @@ func (a *app) runAdvise(ctx context.Context, words []string, o adviseFlags) erro
 		}
 		return a.adviseList(list)
 	case o.log != "":
-		if v.Log, err = openLog(o.log, time.Duration(o.longest)); err != nil {
+		if v.Log, err = openLog(ctx, o.log, time.Duration(o.longest)); err != nil {
 			return err
 		}
 		if o.software == "" {
@@ -110,6 +124,9 @@ func (a *app) runAdvise(ctx context.Context, words []string, o adviseFlags) erro
 		}
 		fallthrough
 	case o.software != "":
+		if o.longest != 0 && o.log == "" {
+			return usage(errors.New("--longest-transaction is weighed with a log: give --log as well"))
+		}
 		s, err := advise.ByName(o.software)
 		if err != nil {
 			return usage(fmt.Errorf("--software: %w", err))
@@ -135,11 +152,11 @@ func (a *app) survey(ctx context.Context, words []string, o adviseFlags, v *advi
 	v.Report = report
 	for i := range report.Programs {
 		p := &report.Programs[i]
-		if p.Software == nil || p.Software.ID != "firebird" && p.Software.ID != "interbase" {
+		if p.Software == nil || !keepsLog(p.Software.ID) {
 			continue
 		}
 		for _, name := range advise.LogPlaces() {
-			log, err := openLog(name, time.Duration(o.longest))
+			log, err := openLog(ctx, name, time.Duration(o.longest))
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				continue
@@ -156,16 +173,24 @@ func (a *app) survey(ctx context.Context, words []string, o adviseFlags, v *advi
 			break
 		}
 	}
+	if o.longest != 0 && v.Log == nil {
+		a.say("no log of Firebird or InterBase was found, so --longest-transaction had no part")
+	}
 	if err := a.showAdvice(v); err != nil {
 		return err
 	}
 	return a.remark(&engine.Snapshot{Notes: report.Notes, How: report.How})
 }
 
+// keepsLog reports whether it is software with a log that tells of breaks.
+func keepsLog(id string) bool {
+	return strings.EqualFold(id, "firebird") || strings.EqualFold(id, "interbase")
+}
+
 // advice is all that is shown.
 type advice struct {
 	Policy   keepalive.Policy
-	Given    bool // the policy is not the default
+	Given    bool // the policy is not the default one
 	Software *entry
 	Log      *logged
 	Report   *advise.Report
@@ -184,8 +209,8 @@ type logged struct {
 	Advice  advise.LogAdvice
 }
 
-func openLog(name string, longest time.Duration) (*logged, error) {
-	l, err := advise.OpenLog(name)
+func openLog(ctx context.Context, name string, longest time.Duration) (*logged, error) {
+	l, err := advise.OpenLog(ctx, name)
 	if err != nil {
 		return nil, err
 	}

@@ -191,7 +191,7 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 	if p.Config != nil && p.Mend {
 		t.config(p)
 	}
-	if v.Log != nil && p.Software != nil && (p.Software.ID == "firebird" || p.Software.ID == "interbase") {
+	if v.Log != nil && p.Software != nil && keepsLog(p.Software.ID) {
 		t.log(v.Log)
 	}
 	switch {

@@ -53,7 +53,7 @@ func (p *processes) first(pid int32, same func(comm string) bool) int32 {
 	const most = 64
 	for range most {
 		parent := p.process(pid).parent
-		if parent <= 1 || parent == pid || !same(p.comm(parent)) {
+		if parent < 1 || parent == pid || !same(p.comm(parent)) {
 			break
 		}
 		pid = parent

@@ -22,7 +22,6 @@ type Options struct {
 
 // Report is what a survey found.
 type Report struct {
-	Policy   keepalive.Policy
 	Programs []Program     // those that need most first
 	Notes    []engine.Note // what could not be seen
 	How      []string      // by what means things were found out
@@ -39,12 +38,11 @@ type Program struct {
 	Slow        int           // noticed, but later than by the policy
 	Unknown     int           // settings not readable
 	Worst       time.Duration // longest detection time of those not blind
-	Settings    keepalive.Settings
-	Advice      Advice  // of Software
-	Config      *Config // nil when nobody knows how to read it
-	Compared    int     // open connections the configuration tells of
-	Differ      int     // those of them that have other settings
-	Mend        bool    // there is something to do
+	Advice      Advice        // of Software
+	Config      *Config       // nil when nobody knows how to read it
+	Compared    int           // open connections the configuration tells of
+	Differ      int           // those of them that have other settings
+	Mend        bool          // there is something to do
 }
 
 // Enough reports whether the configuration gives the policy or better
@@ -69,7 +67,7 @@ func Survey(ctx context.Context, r engine.Reader, req engine.Request, p keepaliv
 	for c := range snap.All() {
 		s.add(c)
 	}
-	report := &Report{Policy: p, Notes: snap.Notes, How: snap.How}
+	report := &Report{Notes: snap.Notes, How: snap.How}
 	for _, g := range s.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -120,8 +118,9 @@ type survey struct {
 
 // add counts a connection. Only those that may idle for ever matter.
 func (s *survey) add(c *engine.Connection) {
-	switch c.Sock.State {
-	case conn.Established, conn.CloseWait, conn.FinWait2:
+	switch orphan := c.Sock.Inode == 0; {
+	case c.Sock.State == conn.Established, c.Sock.State == conn.CloseWait:
+	case c.Sock.State == conn.FinWait2 && !orphan:
 	default:
 		return
 	}
@@ -135,9 +134,7 @@ func (s *survey) add(c *engine.Connection) {
 		return
 	default:
 		d := forecast.DetectionTime(c.Settings.Policy)
-		if d >= g.Worst {
-			g.Worst, g.Settings = d, c.Settings
-		}
+		g.Worst = max(g.Worst, d)
 		if d > forecast.DetectionTime(s.policy) {
 			g.Slow++
 		}

@@ -77,7 +77,7 @@ func (t *adviseWriter) log(l *logged) {
 	if !s.From.IsZero() {
 		span = fmt.Sprintf(", %s to %s", s.From.Format(time.DateOnly), s.To.Format(time.DateOnly))
 	}
-	t.item("log", fmt.Sprintf("%s: %s%s", conn.Printable(l.File), count2(s.Entries, "entry", "entries"), span))
+	t.item("log", fmt.Sprintf("%s: %s%s", conn.Printable(l.File), plural(s.Entries, "entry", "entries"), span))
 	fmt.Fprintf(t.w, "        resets (104, 10054) %d, timeouts (110, 10060) %d, NetBEUI (108, 109) %d\n", total.Resets, total.Timeouts, total.NetBEUI)
 	const shown = 5
 	for i, h := range s.Hosts {
@@ -220,7 +220,7 @@ func (t *adviseWriter) config(p *advise.Program) {
 	if len(p.Config.Settings) == 0 && len(p.Config.Files) > 0 && len(p.Software.Keys) > 0 {
 		more := ""
 		if n := len(p.Config.Files) - 1; n > 0 {
-			more = fmt.Sprintf(" and %s", count2(n, "other file", "other files"))
+			more = fmt.Sprintf(" and %s", plural(n, "other file", "other files"))
 		}
 		t.item("now", "nothing of it is set in "+p.Config.Files[0]+more)
 	}
@@ -315,7 +315,7 @@ func policyArguments(p keepalive.Policy) string {
 	return fmt.Sprintf("--idle %ds --interval %ds --probes %d", int(p.Idle.Seconds()), int(p.Interval.Seconds()), p.Probes)
 }
 
-func count2(n int, one, more string) string {
+func plural(n int, one, more string) string {
 	if n == 1 {
 		return "1 " + one
 	}

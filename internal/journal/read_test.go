@@ -19,6 +19,8 @@ func keep(cookie uint64, idle int32) Record {
 	return Record{Kind: KeepAlive, ID: id(cookie), PID: 42, FD: 7, KeepAlive: true, Idle: idle, Interval: 75, Probes: 9}
 }
 
+func rearm(cookie uint64) Record { return Record{Kind: Rearm, ID: id(cookie), PID: 42, FD: 7} }
+
 func restored(cookie uint64) Record {
 	return Record{Kind: Restored, ID: id(cookie), PID: 42, FD: 7}
 }
@@ -108,6 +110,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(encode(h))
 	f.Add(encode(h, reuse(1, 1), keep(2, 7200), restored(1)))
 	f.Add(encode(h, keep(2, 7200))[:headerSize+20])
+	f.Add(encode(h, rearm(3), keep(3, 7200), rearm(4), restored(4)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, l, torn, err := read(bytes.NewReader(b))
 		if err != nil {

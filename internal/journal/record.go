@@ -17,6 +17,7 @@ const (
 	ReuseAddr Kind = iota + 1 // SO_REUSEADDR is to be put back
 	KeepAlive                 // the keepalive options are to be put back
 	Restored                  // everything of this connection is as it was
+	Rearm                     // SO_KEEPALIVE is to be on again
 )
 
 // Record is one entry of a journal: what a socket had before we changed it,
@@ -56,7 +57,7 @@ func (r *Record) size() int {
 		return commonSize + 4
 	case KeepAlive:
 		return commonSize + 13
-	case Restored:
+	case Restored, Rearm:
 		return commonSize
 	default:
 		return 0
@@ -121,8 +122,18 @@ func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.
 // ledger is what is still to be put back.
 type ledger map[conn.ID]originals
 
-// originals are those of one socket, a zero Kind where there is none.
-type originals struct{ reuseAddr, keepAlive Record }
+// originals are those of one socket, a zero Kind where there is none. A map
+// keeps values of this size without allocating for each.
+type originals struct {
+	reuseAddr, keepAlive Record
+	rearm                hint
+}
+
+// hint is all that a record of kind Rearm tells.
+type hint struct {
+	known   bool
+	pid, fd int32
+}
 
 func (l ledger) apply(r Record) {
 	o := l[r.ID]
@@ -134,6 +145,8 @@ func (l ledger) apply(r Record) {
 		o.reuseAddr = r
 	case r.Kind == KeepAlive && o.keepAlive.Kind == 0:
 		o.keepAlive = r
+	case r.Kind == Rearm && !o.rearm.known:
+		o.rearm = hint{true, r.PID, r.FD}
 	default:
 		return
 	}
@@ -143,12 +156,15 @@ func (l ledger) apply(r Record) {
 // records lists them by namespace, cookie and kind.
 func (l ledger) records() []Record {
 	list := make([]Record, 0, len(l))
-	for _, o := range l {
+	for id, o := range l {
 		if o.reuseAddr.Kind != 0 {
 			list = append(list, o.reuseAddr)
 		}
 		if o.keepAlive.Kind != 0 {
 			list = append(list, o.keepAlive)
+		}
+		if h := o.rearm; h.known {
+			list = append(list, Record{Kind: Rearm, ID: id, PID: h.pid, FD: h.fd})
 		}
 	}
 	slices.SortFunc(list, func(a, b Record) int {
@@ -158,4 +174,4 @@ func (l ledger) records() []Record {
 }
 
 // size is at most what the ledger takes on disk.
-func (l ledger) size() int64 { return int64(len(l)) * 2 * maxRecordSize }
+func (l ledger) size() int64 { return int64(len(l)) * 3 * maxRecordSize }

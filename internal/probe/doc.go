@@ -13,6 +13,9 @@
 // CAP_NET_ADMIN over the connection's network namespace for window probes;
 // without the latter the keepalive way is used.
 //
+// [Asker.Rearm] takes the same way to sockets whose keepalive timer still runs
+// by an earlier default of the host. It asks nothing.
+//
 // A question can end a connection: a peer that rebooted, or a box on the path
 // that forgot the flow, answers with RST.
 package probe
@@ -46,6 +49,7 @@ const (
 	StepAsked      Step = "asked"      // the question is out, the socket is changed
 	StepRestored   Step = "restored"   // everything is back, the journal does not know
 	StepForgotten  Step = "forgotten"  // the journal knows
+	StepOff        Step = "off"        // re-arming only, in place of asked: keepalive is off
 )
 
 // Refusal is why a connection could not be asked. The zero value means it was.
@@ -71,6 +75,9 @@ const (
 	ChangedMeanwhile
 	JournalFailed
 	Failed
+	Off
+	OwnValue
+	Probing
 	refusalEnd
 )
 
@@ -93,6 +100,9 @@ var refusalTexts = [refusalEnd]string{
 	ChangedMeanwhile: "its program changed it meanwhile",
 	JournalFailed:    "the journal could not be written",
 	Failed:           "the kernel refused the question",
+	Off:              "keepalive is off",
+	OwnValue:         "it has an idle time of its own",
+	Probing:          "it is being probed already",
 }
 
 // Error gives the refusal in words.

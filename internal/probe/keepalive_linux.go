@@ -221,6 +221,12 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 		}
 		return h.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, int(r.ReuseAddr))
 	}
+	if r.Kind == journal.Rearm {
+		if now, ok := h.get(unix.SOL_SOCKET, unix.SO_KEEPALIVE); ok && now != 0 {
+			return nil
+		}
+		return h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	}
 	on := 0
 	if r.KeepAlive {
 		on = 1

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,7 +32,7 @@ func (e *Engine) Diagnose() []Finding {
 		has(unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "see and ask connections of other users' programs", "only the caller's own programs are seen into"),
 		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
-		diagnoseDestroy(), e.diagnoseRuntime(), diagnoseUserNamespaces())
+		diagnoseDestroy(), e.diagnoseRuntime(), e.diagnoseTuning(), diagnoseUserNamespaces())
 	return list
 }
 
@@ -149,6 +150,23 @@ func (e *Engine) diagnoseRuntime() Finding {
 		f.Detail = "nothing left behind"
 	} else {
 		f.Detail, f.Mend = count(n, "setting")+" left changed by a killed deadpeer", "deadpeer doctor --clean, or the next check"
+	}
+	return f
+}
+
+// diagnoseTuning looks for a tune that was killed.
+func (e *Engine) diagnoseTuning() Finding {
+	f := Finding{What: "keepalive defaults of this host", Mend: "deadpeer tune restore"}
+	state, err := e.Tuning(context.Background(), TuneRequest{})
+	switch err = errors.Join(err, state.JournalErr); {
+	case err != nil:
+		f.Detail, f.Mend = err.Error(), "move the damaged journal away, and look at deadpeer tune show"
+	case state.Interrupted:
+		f.Detail = "a change of them was killed half way"
+	case state.Changed.IsZero():
+		f.OK, f.Detail, f.Mend = true, "not changed by deadpeer", ""
+	default:
+		f.OK, f.Detail, f.Mend = true, "changed by deadpeer since "+state.Changed.Format(time.RFC3339), ""
 	}
 	return f
 }

@@ -47,6 +47,8 @@ const (
 type Options struct {
 	ProcRoot   string           // where procfs is mounted (/proc)
 	RuntimeDir string           // for the journal and the lock of asking (see RuntimeDir)
+	StateDir   string           // for the journal of the host's defaults (/var/lib/deadpeer)
+	Root       string           // where the host's files are (/)
 	Rate       int              // questions a second at most (200,000)
 	HZ         int              // the kernel's tick rate, for forecasts (found out, else 250)
 	Step       func(probe.Step) // called at each step of a question, for tests

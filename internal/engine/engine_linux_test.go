@@ -49,6 +49,8 @@ type role struct {
 	KillNth int        // comes for the nth time, from 0
 	Kin     bool       // stays a child of the test, whose sockets it then protects
 	Proc    string     // of the test
+	Idle    int64      // to tune to
+	State   string     // for the journal of that
 	Parent  int        // set on the way: the process to be orphaned by
 }
 
@@ -127,7 +129,7 @@ func (r role) run(ctx context.Context) error {
 			return err
 		}
 	}
-	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, Step: func(s probe.Step) {
+	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, StateDir: r.State, Step: func(s probe.Step) {
 		if s != r.KillAt {
 			return
 		}
@@ -149,6 +151,10 @@ func (r role) run(ctx context.Context) error {
 			snap, err = e.Scan(ctx, req)
 		case "check":
 			snap, err = e.Check(ctx, req)
+		case "tune":
+			change := TuneChange{Values: map[TunePart]int64{TuneIdle: r.Idle}}
+			_, err = e.Tune(ctx, TuneRequest{Netns: r.Netns, Change: change, Existing: true})
+			snap = &Snapshot{}
 		case "release":
 			var plan *Plan
 			if plan, err = e.Plan(ctx, req); err == nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -122,10 +121,6 @@ func (r *run) open() error {
 	var err error
 	root := r.e.options.ProcRoot
 	switch r.req.Netns {
-	case "", "current":
-		var n *netns.NS
-		n, err = netns.Current()
-		list = []*netns.NS{n}
 	case "all":
 		var hidden int
 		list, hidden, err = netns.List(root, "/run/netns", "/run/docker/netns")
@@ -134,11 +129,7 @@ func (r *run) open() error {
 		}
 	default:
 		var n *netns.NS
-		if pid, convErr := strconv.Atoi(r.req.Netns); convErr == nil {
-			n, err = netns.FromPID(root, pid)
-		} else {
-			n, err = netns.FromPath(r.req.Netns)
-		}
+		n, err = r.e.namespace(r.req.Netns)
 		list = []*netns.NS{n}
 	}
 	if err != nil {

@@ -137,6 +137,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 		a.profiles(),
 		a.trace(),
 		a.advise(),
+		a.tune(),
 		a.doctor(),
 		a.demo(),
 	)

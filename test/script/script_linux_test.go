@@ -1,12 +1,16 @@
 // Package script runs the command line as people do and compares what it
 // says: every .txtar file beside this one is a transcript, failures included.
 //
-// The scripts have three programs and one command:
+// The scripts have four programs and one command:
 //
-//	deadpeer ARG...      in an empty network namespace, with an empty /run;
+//	deadpeer ARG...      in an empty network namespace, with an empty /run and /var/lib;
 //	                     UNPRIVILEGED=1 takes its capabilities away
 //	half-open ARG...     deadpeer ARG... --netns of a server on port 5432 with
 //	                     two connections: 10.…:living answers, 10.…:gone is cut off
+//	own-host STEP [THEN STEP]...
+//	                     a host of its own, with nothing in /etc/sysctl.d, for
+//	                     all the steps: deadpeer's arguments, WRITE FILE LINE,
+//	                     CAT FILE or READONLY FOLDER
 //	json-paths PATH...   every path of the JSON on stdin, with its type unless
 //	                     it is named: then that depends on the machine
 //	exits CODE PROGRAM ARG...
@@ -50,6 +54,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(namespaced{m}, map[string]func(){
 		"deadpeer":   func() { isolate(); os.Exit(deadpeer(os.Args[1:])) },
 		"half-open":  func() { isolate(); os.Exit(halfOpen(os.Args[1:])) },
+		"own-host":   func() { os.Exit(ownHost(os.Args[1:])) },
 		"json-paths": func() { os.Exit(jsonPaths(os.Stdin, os.Stdout, os.Args[1:])) },
 	})
 }
@@ -103,12 +108,21 @@ func isolate() {
 	runtime.LockOSThread() // what follows is of this thread; execve(2) makes it the only one
 	check(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
 	check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-	check(unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"))
+	empty("/run", "/var/lib", "/etc/sysctl.d")
 	if os.Getenv("UNPRIVILEGED") != "" {
 		const noRoot = 1 // SECBIT_NOROOT: uid 0 gets no capabilities by execve(2)
 		check(unix.Prctl(unix.PR_SET_SECUREBITS, noRoot, 0, 0, 0))
 	}
 	check(syscall.Exec(must(os.Executable()), os.Args, append(os.Environ(), mark+"=1")))
+}
+
+// empty hides what is in folders, those that there are.
+func empty(folders ...string) {
+	for _, dir := range folders {
+		if _, err := os.Stat(dir); err == nil {
+			check(unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"))
+		}
+	}
 }
 
 // check ends a helper program that cannot do its part.
@@ -162,6 +176,50 @@ func halfOpen(args []string) int {
 		defer interrupt.Stop()
 	}
 	return deadpeer(append(args, "--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())))
+}
+
+// ownHost runs steps one after the other on a host that they have for
+// themselves: process 1 is this program, in network and mount namespaces of
+// its own. It writes what deadpeer says to stdout, and its exit code where
+// that is not 0.
+func ownHost(args []string) int {
+	const mark = "DEADPEER_SCRIPT_HOST"
+	if os.Getenv(mark) == "" {
+		cmd := exec.Command(must(os.Executable()), args...)
+		cmd.Args[0] = os.Args[0]
+		cmd.Env = append(os.Environ(), mark+"=1")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+		check(cmd.Run())
+		return 0
+	}
+	check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	check(unix.Mount("proc", "/proc", "proc", 0, ""))
+	empty("/run", "/etc", "/var/lib", "/usr/lib/sysctl.d", "/usr/local/lib/sysctl.d", "/lib/sysctl.d")
+	check(os.Mkdir("/etc/sysctl.d", 0o755))
+	check(os.MkdirAll("/run/systemd/system", 0o755)) // systemd is what booted it
+	for len(args) > 0 {
+		step := args
+		if n := slices.Index(args, "THEN"); n >= 0 {
+			step, args = args[:n], args[n+1:]
+		} else {
+			args = nil
+		}
+		switch step[0] {
+		case "WRITE":
+			check(os.WriteFile(step[1], []byte(step[2]+"\n"), 0o644))
+		case "CAT":
+			fmt.Printf("%s", must(os.ReadFile(step[1])))
+		case "READONLY":
+			check(unix.Mount(step[1], step[1], "", unix.MS_BIND, ""))
+			check(unix.Mount("", step[1], "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		default:
+			if code := cli.Run(context.Background(), step, os.Stdin, os.Stdout, os.Stdout); code != 0 {
+				fmt.Println("exit", code)
+			}
+		}
+	}
+	return 0
 }
 
 // jsonPaths writes the path and type of every value, each pair once. The

@@ -50,14 +50,9 @@ peer's kernel is there, not its program.`,
 			if err != nil {
 				return err
 			}
-			ctx := cmd.Context()
-			if lasts > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, time.Duration(lasts))
-				defer cancel()
-			}
 			if read == "" {
-				return a.traceLive(ctx, engine.TraceRequest{Netns: a.common.netns, Interface: iface, Filter: filter}, write, out)
+				req := engine.TraceRequest{Netns: a.common.netns, Interface: iface, Filter: filter}
+				return a.traceLive(cmd.Context(), req, time.Duration(lasts), write, out)
 			}
 			for _, flag := range []string{"write", "interface", "netns", "for"} {
 				if cmd.Flags().Changed(flag) {
@@ -67,7 +62,7 @@ peer's kernel is there, not its program.`,
 			if !filter.OnlyEndpoints() {
 				return usage(errors.New("--read: packets show addresses and ports only; the filter asks for more"))
 			}
-			return a.traceFile(ctx, read, filter, out)
+			return a.traceFile(cmd.Context(), read, filter, out)
 		},
 	}
 	addOutput(cmd, &a.common.output, "table", "jsonl")
@@ -85,7 +80,9 @@ type tracing interface {
 	event(t *engine.Traced) error
 }
 
-func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, write string, out tracing) (err error) {
+func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, lasts time.Duration, write string, out tracing) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	if write != "" {
 		file, err := os.OpenFile(write, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
@@ -96,7 +93,12 @@ func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, write stri
 			return err
 		}
 	}
-	req.Started = func() { a.say("tracing; interrupt to stop") }
+	req.Started = func() {
+		a.say("tracing; interrupt to stop")
+		if lasts > 0 {
+			time.AfterFunc(lasts, stop)
+		}
+	}
 	stats, err := engine.New(engine.Options{}).Trace(ctx, req, out.event)
 	if req.Save != nil {
 		err = errors.Join(err, req.Save.Flush())

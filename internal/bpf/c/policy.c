@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//
+// Reads and changes the settings of the TCP sockets whose cookie is in a map.
+// The kernel visits the network namespace of the reader, and calls the program
+// with the socket locked (bpf_iter_tcp_seq_show): neither its timers nor its
+// owner see what is between two calls. A socket may be visited twice, and is
+// changed once.
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "settings.h"
+
+enum { LOOK, SET, RESTORE };
+
+// change is what is wanted of a socket, and what came of it. Times are in
+// seconds but for the user timeout; 0 leaves idle, interval and probes as they
+// are, negative the user timeout.
+struct change {
+	struct settings before;
+	__u32 idle;
+	__u32 interval;
+	__s32 user_timeout_ms;
+	__u8 probes;
+	__u8 keepalive;
+	__u8 op;
+	__u8 done;
+	__s32 error; // negative errno
+};
+
+const volatile __u32 hz = 250;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct change);
+} changes SEC(".maps");
+
+static __always_inline __s32 put(struct tcp_sock *tp, int level, int option, int value)
+{
+	return bpf_setsockopt(tp, level, option, &value, sizeof(value));
+}
+
+// fatal: the kernel would give up before the probes are spent
+// (tcp_keepalive_timer looks at the user timeout instead of the count).
+static __always_inline int fatal(struct change *c, __u64 idle, __u64 interval, __u64 probes, __u32 had)
+{
+	__u64 timeout = c->user_timeout_ms < 0 ? had : c->user_timeout_ms;
+
+	return timeout && timeout <= (idle + interval * (probes - 1)) * 1000;
+}
+
+// apply leaves the socket in a state that a living peer survives. With no
+// probe unanswered TCP_KEEPIDLE, last, only makes the kernel probe at once if
+// the idle time is over. With probes unanswered that look could end the
+// connection while the answer is on its way: then keepalive goes off first,
+// and switching it on arms a whole idle time (tcp_set_keepalive).
+static __always_inline __s32 apply(struct tcp_sock *tp, struct change *c)
+{
+	struct settings *b = &c->before;
+	__u32 idle = (b->idle ?: b->host_idle) / hz;
+	__u32 interval = (b->interval ?: b->host_interval) / hz;
+	__u32 probes = b->probes ?: b->host_probes;
+	int set_idle = c->idle != 0, set_interval = c->interval != 0, set_probes = c->probes != 0;
+	int set_timeout = c->user_timeout_ms >= 0;
+	int unanswered = tp->inet_conn.icsk_probes_out != 0;
+	int off, error = 0;
+
+	if (c->op == RESTORE) {
+		set_idle = set_idle && c->idle != idle;
+		set_interval = set_interval && c->interval != interval;
+		set_probes = set_probes && c->probes != probes;
+		set_timeout = set_timeout && c->user_timeout_ms != b->user_timeout_ms;
+		if (c->keepalive == b->keepalive && !set_idle && !set_interval && !set_probes && !set_timeout)
+			return 0;
+	} else {
+		if (fatal(c, c->idle ?: idle, c->interval ?: interval, c->probes ?: probes, b->user_timeout_ms))
+			return -EINVAL;
+		// Even the same value would make the timer fire.
+		if (unanswered && b->keepalive && c->idle == idle)
+			set_idle = 0;
+	}
+	off = b->keepalive && (!c->keepalive || (unanswered && (c->op == RESTORE || set_idle)));
+	if (off)
+		error = put(tp, SOL_SOCKET, SO_KEEPALIVE, 0);
+	if (!error && set_timeout)
+		error = put(tp, IPPROTO_TCP, TCP_USER_TIMEOUT, c->user_timeout_ms);
+	if (!error && set_interval)
+		error = put(tp, IPPROTO_TCP, TCP_KEEPINTVL, c->interval);
+	if (!error && set_probes)
+		error = put(tp, IPPROTO_TCP, TCP_KEEPCNT, c->probes);
+	// On before TCP_KEEPIDLE, which then counts from the time already idle.
+	if (!error && c->keepalive && !b->keepalive && !unanswered && c->op == SET)
+		error = put(tp, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (!error && set_idle)
+		error = put(tp, IPPROTO_TCP, TCP_KEEPIDLE, c->idle);
+	if (c->keepalive && (off || !b->keepalive)) {
+		__s32 on = put(tp, SOL_SOCKET, SO_KEEPALIVE, 1);
+
+		error = error ?: on;
+	}
+	return error;
+}
+
+SEC("iter/tcp")
+int policy(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+	struct change *c;
+	__u64 cookie;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return 0;
+	cookie = bpf_get_socket_cookie(tp);
+	c = bpf_map_lookup_elem(&changes, &cookie);
+	if (!c || c->done)
+		return 0;
+	c->done = 1;
+	read_settings(tp, &c->before);
+	if (c->op != LOOK)
+		c->error = apply(tp, c);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,118 @@
+package bpf
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/netns"
+	"deadpeer/internal/testnet"
+)
+
+func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// needBPF skips where the kernel does not let us load programs.
+func needBPF(t *testing.T) {
+	t.Helper()
+	if err := allowed(); err != nil {
+		skip(t, err)
+	}
+}
+
+func skip(t *testing.T, reason any) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// mountBPFFS mounts a bpffs of the test's own.
+func mountBPFFS(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		skip(t, err)
+	}
+	t.Cleanup(func() { ok(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
+}
+
+// pair is both ends of a connection.
+type pair struct{ client, server *net.TCPConn }
+
+type world struct {
+	t            *testing.T
+	server, peer *testnet.Host
+	link         *testnet.Link
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	needBPF(t)
+	w := &world{t: t}
+	n := must(testnet.New(t.Context()))(t)
+	t.Cleanup(func() { ok(t, n.Close()) })
+	w.server, w.peer = must(n.Host("server"))(t), must(n.Host("peer"))(t)
+	w.link = must(n.Connect(w.server, w.peer))(t)
+	return w
+}
+
+func (w *world) ns() *netns.NS { return w.server.NS() }
+
+// connect opens n connections to the server, "tcp4" or "tcp6".
+func (w *world) connect(network string, n int) (list []pair) {
+	w.t.Helper()
+	addr, any := w.link.IPv4(w.server), "0.0.0.0:0"
+	if network == "tcp6" {
+		addr, any = w.link.IPv6(w.server), "[::]:0"
+	}
+	l := must(w.server.Listen(w.t.Context(), network, any))(w.t)
+	defer func() { _ = l.Close() }()
+	to := netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
+	for range n {
+		c := must(w.peer.Dial(w.t.Context(), network, to))(w.t)
+		s := must(l.AcceptTCP())(w.t)
+		w.t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+		list = append(list, pair{c, s})
+	}
+	return list
+}
+
+func control(t *testing.T, c syscall.Conn, f func(fd int)) {
+	t.Helper()
+	raw := must(c.SyscallConn())(t)
+	ok(t, raw.Control(func(fd uintptr) { f(int(fd)) }))
+}
+
+func cookieOf(t *testing.T, c syscall.Conn) (cookie uint64) {
+	t.Helper()
+	control(t, c, func(fd int) { cookie = must(unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE))(t) })
+	return cookie
+}
+
+func setOpt(t *testing.T, c syscall.Conn, level, name, value int) {
+	t.Helper()
+	control(t, c, func(fd int) { ok(t, unix.SetsockoptInt(fd, level, name, value)) })
+}

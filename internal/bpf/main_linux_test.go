@@ -84,11 +84,11 @@ func (w *world) ns() *netns.NS { return w.server.NS() }
 // connect opens n connections to the server, "tcp4" or "tcp6".
 func (w *world) connect(network string, n int) (list []pair) {
 	w.t.Helper()
-	addr, any := w.link.IPv4(w.server), "0.0.0.0:0"
+	addr, everywhere := w.link.IPv4(w.server), "0.0.0.0:0"
 	if network == "tcp6" {
-		addr, any = w.link.IPv6(w.server), "[::]:0"
+		addr, everywhere = w.link.IPv6(w.server), "[::]:0"
 	}
-	l := must(w.server.Listen(w.t.Context(), network, any))(w.t)
+	l := must(w.server.Listen(w.t.Context(), network, everywhere))(w.t)
 	defer func() { _ = l.Close() }()
 	to := netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
 	for range n {

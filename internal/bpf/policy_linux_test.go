@@ -85,9 +85,8 @@ func TestApply(t *testing.T) {
 		}
 		back[cookie] = Change{Op: Restore, Settings: r.Before.Settings}
 		err := keepalive.Set(p.client, policies[i%len(policies)].Policy)
-		var refused *keepalive.PolicyError
-		if errors.As(err, &refused) {
-			if !errors.As(r.Err, &refused) || settingsOf(t, p.server) != before[p.server] {
+		if _, refused := errors.AsType[*keepalive.PolicyError](err); refused {
+			if _, refused := errors.AsType[*keepalive.PolicyError](r.Err); !refused || settingsOf(t, p.server) != before[p.server] {
 				t.Errorf("%d: by descriptor %v, by BPF %v", i, err, r.Err)
 			}
 			continue

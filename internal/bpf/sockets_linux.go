@@ -132,10 +132,9 @@ func (s *Sockets) Close() error {
 
 // Each visits every descriptor that is a TCP socket, of the processes in the
 // caller's pid namespace and of all network namespaces, with a Record that is
-// used again for the next one. Threads are visited by themselves when they do
-// not share their process's descriptors; the owner is the process even so. An
-// error of visit ends it and is returned. Descriptors that come and go
-// meanwhile may be missed.
+// used again for the next one. A thread that does not share its process's
+// descriptors (unshare(2)) is not visited. An error of visit ends it and is
+// returned. Descriptors that come and go meanwhile may be missed.
 func (s *Sockets) Each(ctx context.Context, visit func(*Record) error) error {
 	in, err := s.open()
 	if err != nil {

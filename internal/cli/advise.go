@@ -145,7 +145,7 @@ func (a *app) survey(ctx context.Context, words []string, o adviseFlags, v *advi
 	if err != nil {
 		return err
 	}
-	report, err := advise.Survey(ctx, engine.New(engine.Options{}), req, v.Policy, advise.Options{})
+	report, err := advise.Survey(ctx, a.engine(), req, v.Policy, advise.Options{})
 	if err != nil {
 		return err
 	}

@@ -94,6 +94,14 @@ func appendSpan(b []byte, d time.Duration) []byte {
 	return two(s/86400, 'd', s%86400/3600, 'h')
 }
 
+// originCell says who chose the policy.
+func originCell(_ *table, b []byte, c *engine.Connection) []byte {
+	if c.Origin == engine.OriginUnknown {
+		return append(b, '?')
+	}
+	return append(b, c.Origin.String()...)
+}
+
 // keepaliveCell shows idle/interval×probes, or what is known without them.
 func keepaliveCell(_ *table, b []byte, c *engine.Connection) []byte {
 	switch s := c.Settings; {

@@ -28,6 +28,7 @@ type common struct {
 	verbose     bool
 	noColor     bool
 	noOwners    bool
+	noBPF       bool
 	fresh       duration
 	stuckAfter  duration
 	leakedAfter duration
@@ -87,6 +88,8 @@ func (a *app) addSelection(cmd *cobra.Command) {
 	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
 	f.StringVar(&c.cgroup, "cgroup", "", "only connections of sockets in this cgroup v2 `path`")
 	f.BoolVarP(&c.verbose, "verbose", "v", false, "say how things were found out")
+	f.BoolVar(&c.noBPF, "no-bpf", false, "look into programs without BPF")
+	_ = f.MarkHidden("no-bpf") // the flag was added just now
 }
 
 // addOutput adds --output, the first of the formats being the default.
@@ -99,6 +102,9 @@ func addOutput(cmd *cobra.Command, value *string, formats ...string) {
 		panic(err) // the flag was added just now
 	}
 }
+
+// engine is what the common flags make of it.
+func (a *app) engine() *engine.Engine { return engine.New(engine.Options{NoBPF: a.common.noBPF}) }
 
 // request reads the common flags and the filter.
 func (a *app) request(words []string) (engine.Request, error) {

@@ -51,12 +51,13 @@ type jsonOwner struct {
 }
 
 type jsonPolicy struct {
-	KeepAlive     *bool  `json:"keepalive"`
-	IdleS         *int64 `json:"idle_s"`
-	IntervalS     *int64 `json:"interval_s"`
-	Probes        *int   `json:"probes"`
-	UserTimeoutMS *int64 `json:"user_timeout_ms"`
-	Known         bool   `json:"known"`
+	KeepAlive     *bool   `json:"keepalive"`
+	IdleS         *int64  `json:"idle_s"`
+	IntervalS     *int64  `json:"interval_s"`
+	Probes        *int    `json:"probes"`
+	UserTimeoutMS *int64  `json:"user_timeout_ms"`
+	Known         bool    `json:"known"`
+	Origin        *string `json:"origin"`
 }
 
 type jsonTimer struct {
@@ -148,6 +149,9 @@ func policyOf(c *engine.Connection) jsonPolicy {
 		s := c.Settings
 		p.IdleS, p.IntervalS = new(int64(s.Idle/time.Second)), new(int64(s.Interval/time.Second))
 		p.Probes, p.UserTimeoutMS = &c.Settings.Probes, new(s.UserTimeout.Milliseconds())
+		if c.Origin != engine.OriginUnknown {
+			p.Origin = new(c.Origin.String())
+		}
 	}
 	return p
 }

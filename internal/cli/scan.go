@@ -32,7 +32,7 @@ up, however long the peer is gone.`,
 			if err != nil {
 				return err
 			}
-			e := engine.New(engine.Options{})
+			e := a.engine()
 			if req.NoOwners && !req.Filter.NeedsOwners() {
 				return a.stream(cmd.Context(), e, req)
 			}
@@ -76,7 +76,7 @@ and connections with both ends on this host.`,
 			}
 			done := a.progress(&req)
 			saveMemory(os.Getenv)
-			snap, err := engine.New(engine.Options{}).Check(cmd.Context(), req)
+			snap, err := a.engine().Check(cmd.Context(), req)
 			done()
 			if snap == nil {
 				return err
@@ -138,7 +138,7 @@ silent) unless --despite-outage is given: exit code 3 says what was held.`,
 func (a *app) runRelease(ctx context.Context, req engine.Request, yes bool) error {
 	done := a.progress(&req)
 	saveMemory(os.Getenv)
-	plan, err := engine.New(engine.Options{}).Plan(ctx, req)
+	plan, err := a.engine().Plan(ctx, req)
 	done()
 	if plan == nil {
 		return err

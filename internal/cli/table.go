@@ -59,6 +59,9 @@ func (t *table) columns() []column {
 	if !t.asked || t.wide {
 		cols = append(cols, column{"KEEPALIVE", keepaliveCell, false})
 	}
+	if t.wide {
+		cols = append(cols, column{"SET BY", originCell, false})
+	}
 	cols = append(cols, column{"GIVES UP IN", forecastCell, true})
 	if t.wide {
 		cols = append(cols,

@@ -51,6 +51,7 @@ type Options struct {
 	Root       string           // where the host's files are (/)
 	Rate       int              // questions a second at most (200,000)
 	HZ         int              // the kernel's tick rate, for forecasts (found out, else 250)
+	NoBPF      bool             // find owners and settings by procfs and pidfd_getfd, not by a BPF program
 	Step       func(probe.Step) // called at each step of a question, for tests
 }
 

@@ -62,16 +62,23 @@ func (j *join) add(claims []claim) {
 func (j *join) settle(claims []claim) {
 	for _, c := range claims {
 		j.byInode.find(uint64(c.inode), func(i uint32) bool {
-			switch row := j.table.at(i); {
-			case row.sock.Inode != c.inode || row.ownerN == ^uint16(0):
-			case row.ownerN == 0:
-				row.owner[0], row.ownerN = c.owner, 1
-			default:
-				j.later = append(j.later, laterOwner{i, c.owner})
-				row.ownerN++
+			if j.table.at(i).sock.Inode == c.inode {
+				j.give(i, c.owner)
 			}
 			return false
 		})
+	}
+}
+
+// give adds an owner to a row.
+func (j *join) give(i uint32, o conn.Owner) {
+	switch row := j.table.at(i); row.ownerN {
+	case ^uint16(0):
+	case 0:
+		row.owner[0], row.ownerN = o, 1
+	default:
+		j.later = append(j.later, laterOwner{i, o})
+		row.ownerN++
 	}
 }
 
@@ -145,13 +152,18 @@ func (r *run) findOwners(w *ownerWalk) error {
 		return fmt.Errorf("find owners: %w", w.err)
 	}
 	r.hidden = w.stats.Missing()
-	r.snap.owners = w.join.gather()
+	r.named(w.join)
+	return nil
+}
+
+// named reads what is to be known of the owners, all of them now found.
+func (r *run) named(j *join) {
+	r.snap.owners = j.gather()
 	for i := range r.snap.table.n {
 		for _, o := range r.snap.ownersOf(r.snap.table.at(i)) {
 			r.process(o.PID)
 		}
 	}
-	return nil
 }
 
 // process reads what there is to know of a process, once.

@@ -35,7 +35,7 @@ type run struct {
 	hidden string // why some owners may not have been found
 
 	settingsMu sync.Mutex // guards settingsAt and snap.settings
-	settingsAt map[keepalive.Settings]uint32
+	settingsAt map[setting]uint32
 }
 
 // Scan lists the selected connections: state, owners, settings, forecast, and
@@ -49,8 +49,9 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 	}
 	defer r.close()
 	start := time.Now()
-	n := r.readSettings(ctx)
-	r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))
+	if n := r.readSettings(ctx); n > 0 {
+		r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))
+	}
 	r.finish()
 	return r.snap, ctx.Err()
 }
@@ -68,9 +69,9 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	}()
 	req = r.req
 	start := time.Now()
-	var owners *ownerWalk
+	var owners *ownerSearch
 	if !req.NoOwners || req.Filter.NeedsOwners() {
-		owners = r.walk(ctx) // while the kernel lists the connections
+		owners = r.search(ctx) // while the kernel lists the connections
 		defer owners.stop()
 	}
 	if err := r.dump(ctx); err != nil {
@@ -78,10 +79,9 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	}
 	r.how(start, "listed %s in %s by sock_diag", count(int(r.snap.table.n), "connection"), count(len(r.spaces), "network namespace"))
 	if owners != nil && r.snap.table.n > 0 {
-		if err := r.findOwners(owners); err != nil {
+		if err := owners.finish(start); err != nil {
 			return nil, err
 		}
-		r.how(start, "found the owners in %s", e.options.ProcRoot)
 	}
 	r.selectRows()
 	return r, nil
@@ -99,7 +99,7 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 	}
 	req.Rules = req.Rules.WithDefaults()
 	r := &run{
-		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[keepalive.Settings]uint32{},
+		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[setting]uint32{},
 		snap: &Snapshot{
 			TakenAt: time.Now(), Rules: req.Rules, processes: map[int32]*conn.Process{},
 			outcomes: map[uint32]Outcome{}, hz: e.options.HZ,
@@ -339,13 +339,21 @@ func (r *run) learn(row *row, s keepalive.Settings, known bool) {
 	}
 	r.settingsMu.Lock()
 	defer r.settingsMu.Unlock()
+	if row.settings != 0 && r.snap.settings[row.settings-1].Settings == s {
+		return // and who chose them may be known
+	}
+	row.settings = r.book(setting{Settings: s})
+}
+
+// book gives what a row's settings are to be.
+func (r *run) book(s setting) uint32 {
 	at, ok := r.settingsAt[s]
 	if !ok {
 		r.snap.settings = append(r.snap.settings, s)
 		at = uint32(len(r.snap.settings))
 		r.settingsAt[s] = at
 	}
-	row.settings = at
+	return at
 }
 
 // askers work side by side; more only wait for the same locks in the kernel.

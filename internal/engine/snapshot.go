@@ -20,9 +20,9 @@ type Snapshot struct {
 	Rules   verdict.Rules
 
 	table     table
-	order     []uint32             // rows shown
-	owners    []conn.Owner         // of connections that have several
-	settings  []keepalive.Settings // each that was met, once
+	order     []uint32     // rows shown
+	owners    []conn.Owner // of connections that have several
+	settings  []setting    // each that was met, once
 	processes map[int32]*conn.Process
 	memory    []sockdiag.Memory
 	fails     []verdict.Fail // what the controls of each path tell
@@ -42,6 +42,7 @@ type Connection struct {
 	Owners         []conn.Owner
 	Settings       keepalive.Settings
 	Known          bool // Settings were read
+	Origin         Origin
 	KeepAliveKnown bool // at least Settings.KeepAlive is known
 	Memory         *sockdiag.Memory
 	Evidence       verdict.Evidence
@@ -130,7 +131,8 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 	r := s.table.at(i)
 	*c = Connection{hz: s.hz, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
 	if c.Known {
-		c.Settings, c.KeepAliveKnown = s.settings[r.settings-1], true
+		known := s.settings[r.settings-1]
+		c.Settings, c.Origin, c.KeepAliveKnown = known.Settings, known.origin, true
 	} else {
 		c.Settings.KeepAlive, c.KeepAliveKnown = keepaliveByTimer(&r.sock)
 	}

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //
 // One record for every descriptor that is a TCP socket. The kernel visits the
-// tasks of the reader's pid namespace, and a thread only when its descriptors
-// are not its process's (task_seq_get_next). When a record does not fit, the
-// program runs again for the same descriptor: it writes all or nothing.
+// tasks of the reader's pid namespace, and those threads whose descriptors are
+// not their process's (task_seq_get_next); these are left out, since neither
+// procfs nor pidfd_getfd(2) reaches them by the process. When a record does
+// not fit, the program runs again for it: it writes all or nothing.
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -37,7 +38,7 @@ static __always_inline __u32 tgid_seen(struct task_struct *task)
 {
 	struct task_struct *reader = (struct task_struct *)bpf_get_current_task();
 	unsigned int level = BPF_CORE_READ(reader, thread_pid, level);
-	struct pid *pid = task->group_leader->thread_pid;
+	struct pid *pid = task->thread_pid;
 	int nr = 0;
 
 	// A flexible array in some kernels, an array of one in others.
@@ -60,7 +61,7 @@ int sockets(struct bpf_iter__task_file *ctx)
 	__u32 now;
 	__s32 ack, data;
 
-	if (!task || !file)
+	if (!task || !file || task != task->group_leader)
 		return 0;
 	sock = bpf_sock_from_file(file);
 	if (!sock)
@@ -102,7 +103,7 @@ int sockets(struct bpf_iter__task_file *ctx)
 		r.heard = 0; // it came after the tick was read
 out:
 	r.pid = tgid_seen(task);
-	bpf_core_read(r.comm, sizeof(r.comm), &task->group_leader->comm);
+	bpf_core_read(r.comm, sizeof(r.comm), &task->comm);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 	return 0;
 }

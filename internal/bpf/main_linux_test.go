@@ -1,9 +1,13 @@
 package bpf
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -13,7 +17,60 @@ import (
 	"deadpeer/internal/testnet"
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+// cgroup is the folder of the one that this process is in, "" when it could
+// not be made.
+var cgroup string
+
+func TestMain(m *testing.M) { os.Exit(testnet.Main(inCgroup{m})) }
+
+// inCgroup runs the tests in a cgroup of their own.
+type inCgroup struct{ m *testing.M }
+
+func (c inCgroup) Run() int {
+	root, err := CgroupRoot()
+	if err != nil {
+		return c.m.Run()
+	}
+	dir := fmt.Sprintf("%s/deadpeer-test-%d", root, os.Getpid())
+	if os.Mkdir(dir, 0o700) != nil {
+		return c.m.Run()
+	}
+	home, err := moveTo(dir)
+	if err == nil {
+		cgroup = dir
+	}
+	code := c.m.Run()
+	if err == nil {
+		_, err = moveTo(root + home)
+	}
+	if err = errors.Join(err, os.Remove(dir)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return code
+}
+
+// moveTo takes this process to a cgroup and tells where it was.
+func moveTo(dir string) (was string, err error) {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(line, "0::"); ok {
+			was = strings.TrimSpace(path)
+		}
+	}
+	return was, os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(os.Getpid())), 0)
+}
+
+func needCgroup(t *testing.T) string {
+	t.Helper()
+	needBPF(t)
+	if cgroup == "" {
+		skip(t, "no cgroup v2 could be made")
+	}
+	return cgroup
+}
 
 func must[T any](v T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {

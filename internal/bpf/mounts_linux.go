@@ -93,25 +93,36 @@ func unescape(b []byte) string {
 var errNotOurs = errors.New("others than its owner may write there")
 
 // trusted refuses a folder in which another user could have pinned a program
-// of his. One that does not exist is fs.ErrNotExist.
+// of his, or could put another folder in its place. One that does not exist is
+// fs.ErrNotExist.
 func trusted(dir string) error {
 	var fst unix.Statfs_t
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return &fs.PathError{Op: "use", Path: dir, Err: err}
-	}
 	if err := unix.Statfs(dir, &fst); err != nil {
 		return &fs.PathError{Op: "use", Path: dir, Err: err}
 	}
-	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return &fs.PathError{Op: "use", Path: dir, Err: unix.ENOTDIR}
-	case uint32(fst.Type) != unix.BPF_FS_MAGIC:
+	if uint32(fst.Type) != unix.BPF_FS_MAGIC {
 		return &fs.PathError{Op: "use", Path: dir, Err: errors.New("not on a bpffs")}
-	case st.Uid != uint32(os.Geteuid()) && st.Uid != 0, st.Mode&0o022 != 0:
-		return &fs.PathError{Op: "use", Path: dir, Err: errNotOurs}
 	}
-	return nil
+	var device uint64
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); err != nil {
+			return &fs.PathError{Op: "use", Path: at, Err: err}
+		}
+		if device == 0 {
+			device = st.Dev
+		}
+		switch {
+		case st.Dev != device: // above the bpffs
+			return nil
+		case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return &fs.PathError{Op: "use", Path: at, Err: unix.ENOTDIR}
+		case st.Uid != uint32(os.Geteuid()) && st.Uid != 0,
+			// In a sticky folder others cannot rename what is not theirs.
+			st.Mode&0o022 != 0 && (at == filepath.Clean(dir) || st.Mode&unix.S_ISVTX == 0):
+			return &fs.PathError{Op: "use", Path: at, Err: errNotOurs}
+		}
+	}
 }
 
 // makeDir makes a folder for its owner alone, unless it is there.

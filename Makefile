@@ -22,8 +22,9 @@ demo: build ## show the main job in throw-away network namespaces
 build: ## build bin/deadpeer
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/deadpeer ./cmd/deadpeer
 
-test: ## check format, vet for every OS, build, run all tests with the race detector
+test: ## check generated files and format, vet for every OS, build, run all tests with the race detector
 	@.ci/packages
+	@.ci/generated $(GO)
 	@$(MAKE) --no-print-directory format vet build
 	@.ci/tests $(GO) $(TESTFLAGS)
 
@@ -45,7 +46,7 @@ bench: ## measure scan, check and keepalive.Set against ss, a bare dump and pack
 lint: ## run golangci-lint at the version this tree is clean under
 	$(GO) run $(LINT) run ./...
 
-generate: ## rewrite what is generated: the expected output in test/script
+generate: ## rewrite what is generated: BPF objects, the expected output in test/script
 	$(GO) generate ./...
 
 fuzz: ## run every fuzz target for FUZZTIME (20s)

@@ -18,7 +18,8 @@ func (a *app) doctor() *cobra.Command {
 		Short: "Say what this kernel and these privileges allow, and what is missing for what",
 		Long: `doctor looks at the kernel, at the privileges of the caller, and at what a
 deadpeer that was killed may have left behind. It changes nothing, unless --clean
-is given: then settings left changed are put back.`,
+is given: then settings left changed are put back. What deadpeer can do without
+is marked so, and does not count as missing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e := engine.New(engine.Options{})
@@ -40,7 +41,7 @@ is given: then settings left changed are put back.`,
 func (a *app) findings(list []engine.Finding, output string) error {
 	missing := 0
 	for _, f := range list {
-		if !f.OK {
+		if !f.OK && !f.Optional {
 			missing++
 		}
 	}
@@ -51,13 +52,14 @@ func (a *app) findings(list []engine.Finding, output string) error {
 			OK     bool    `json:"ok"`
 			Detail string  `json:"detail"`
 			Mend   *string `json:"mend"`
+			Needed bool    `json:"needed"`
 		}
 		out := struct {
 			Schema   int       `json:"schema"`
 			Findings []finding `json:"findings"`
 		}{Schema: 1}
 		for _, f := range list {
-			j := finding{What: f.What, OK: f.OK, Detail: f.Detail}
+			j := finding{What: f.What, OK: f.OK, Detail: f.Detail, Needed: !f.Optional}
 			if f.Mend != "" {
 				j.Mend = &f.Mend
 			}
@@ -71,7 +73,11 @@ func (a *app) findings(list []engine.Finding, output string) error {
 	case "table":
 		for _, f := range list {
 			mark := "ok     "
-			if !f.OK {
+			switch {
+			case f.OK:
+			case f.Optional:
+				mark = "without"
+			default:
 				mark = "missing"
 			}
 			if _, err := fmt.Fprintf(a.stdout, "%s  %s: %s\n", mark, f.What, f.Detail); err != nil {

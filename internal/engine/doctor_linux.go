@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/sockdiag"
@@ -33,6 +34,9 @@ func (e *Engine) Diagnose() []Finding {
 		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
 		diagnoseDestroy(), e.diagnoseRuntime(), e.diagnoseTuning(), diagnoseUserNamespaces())
+	for _, f := range bpf.Features() {
+		list = append(list, Finding{What: f.Name, OK: f.OK, Detail: f.Detail, Mend: f.Mend, Optional: true})
+	}
 	return list
 }
 

@@ -107,4 +107,6 @@ type Finding struct {
 	OK     bool
 	Detail string
 	Mend   string // how to get it, when it is missing
+
+	Optional bool // deadpeer does the same, or nearly, without
 }

@@ -74,8 +74,8 @@ func agent(ctx context.Context) error {
 	}
 }
 
-// ownProc mounts the procfs of this pid namespace and an empty /run, for it
-// alone.
+// ownProc mounts the procfs of this pid namespace, an empty /run and a bpffs,
+// for it alone.
 func ownProc() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -85,6 +85,10 @@ func ownProc() error {
 	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	// Where it is not allowed, BPF is not either.
+	if err := unix.Mount("bpf", "/sys/fs/bpf", "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("mount bpffs: %w", err)
 	}
 	return nil
 }

@@ -104,7 +104,7 @@ func (o options) rows(n int) []row {
 		ss("-tnH"), ss("-tnoiH"),
 		deadpeer(1.6, "scan", "--no-owners"), deadpeer(0, "scan", "--no-owners", "-o", "jsonl"),
 		ss("-tnpH"),
-		deadpeer(5, "scan"), deadpeer(0, "scan", "-o", "jsonl"),
+		deadpeer(5, "scan", "--no-bpf"), deadpeer(1.5, "scan"), deadpeer(0, "scan", "-o", "jsonl"),
 	}
 }
 

@@ -1,0 +1,101 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Features tries what this package can do, by loading every program and
+// letting go of it again. It attaches and pins nothing.
+func Features() []Feature {
+	list := []Feature{
+		try("list sockets with owners and settings by BPF", "the kernel takes the program", func() error {
+			spec, err := loadSockets()
+			if err != nil {
+				return err
+			}
+			var p socketsPrograms
+			return loaded(load(spec, &p), &p)
+		}),
+		try("change settings of live sockets by BPF", "the kernel takes the program", func() error {
+			spec, err := loadPolicy()
+			if err != nil {
+				return err
+			}
+			var o policyObjects
+			return loaded(load(spec, &o), &o)
+		}),
+		try("policy on new connections (BPF sockops)", "the kernel takes the program", func() error {
+			return loadOfHook(hookProgGreet, hookProgList)
+		}),
+		try("hold programs to a policy (BPF setsockopt hook)", "the kernel takes the program", func() error {
+			return loadOfHook(hookProgEnforce)
+		}),
+	}
+	cgroups := Feature{Name: "cgroup v2 hierarchy, for policy on new connections"}
+	if root, err := CgroupRoot(); err != nil {
+		cgroups.Detail, cgroups.Mend = err.Error(), "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+	} else {
+		cgroups.OK, cgroups.Detail = true, "mounted at "+root
+	}
+	pins := Feature{Name: "BPF programs that stay loaded (bpffs)"}
+	if dir, err := PinDir(); err != nil {
+		pins.Detail, pins.Mend = err.Error(), "mount -t bpf bpf "+bpffs
+	} else {
+		pins.OK, pins.Detail = true, "in "+dir
+	}
+	return append(list, cgroups, pins)
+}
+
+// loadOfHook loads some programs of the hook, and the maps they need.
+func loadOfHook(programs ...string) error {
+	if err := allowed(); err != nil {
+		return err
+	}
+	spec, err := loadHook()
+	if err != nil {
+		return err
+	}
+	all := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	for _, name := range programs {
+		spec.Programs[name] = all[name]
+	}
+	c, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return explain(err)
+	}
+	c.Close()
+	return nil
+}
+
+func loaded(err error, objects interface{ Close() error }) error {
+	if err != nil {
+		return err
+	}
+	return objects.Close()
+}
+
+func try(name, detail string, do func() error) Feature {
+	f := Feature{Name: name}
+	err := do()
+	switch {
+	case err == nil:
+		f.OK, f.Detail = true, detail
+	case errors.Is(err, errors.ErrUnsupported):
+		f.Detail, f.Mend = brief(err), "a kernel of 5.15 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"
+	default:
+		f.Detail, f.Mend = brief(err), "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+	}
+	return f
+}
+
+// brief leaves the verifier's log out.
+func brief(err error) string {
+	if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+		return fmt.Sprintf("%v", v.Cause)
+	}
+	return err.Error()
+}

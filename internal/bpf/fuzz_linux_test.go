@@ -1,0 +1,115 @@
+package bpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"testing/iotest"
+	"time"
+)
+
+// FuzzRecords: what does not end with a whole record is an error, and nothing
+// panics, however it is cut.
+func FuzzRecords(f *testing.F) {
+	f.Add(make([]byte, 3*recordLen))
+	f.Add(bytes.Repeat([]byte{0xff}, recordLen))
+	f.Add(make([]byte, recordLen+1))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, in := range []io.Reader{bytes.NewReader(b), iotest.HalfReader(bytes.NewReader(b))} {
+			n := 0
+			d := recordReader{hz: 250}
+			err := readIter(context.Background(), in, func(b []byte) ([]byte, error) {
+				return d.read(b, func(r *Record) error {
+					_, _ = r.Local().String(), r.Peer().String()
+					if n++; r.Heard < 0 || len(r.Comm) > 16 {
+						t.Errorf("%+v", r)
+					}
+					return nil
+				})
+			})
+			if n != len(b)/recordLen || (err != nil) != (len(b)%recordLen != 0) {
+				t.Errorf("%d records of %d bytes: %v", n, len(b), err)
+			}
+		}
+	})
+}
+
+func FuzzParseMount(f *testing.F) {
+	f.Add([]byte("36 35 98:0 / /mnt\\0402 rw,noatime master:1 - cgroup2 cgroup2 rw\n"))
+	f.Add([]byte("30 23 0:26 /a /sys/fs/bpf rw,nosuid shared:7 - bpf bpf rw,mode=700"))
+	f.Add([]byte("1 2 3:4 / / -"))
+	f.Add([]byte(" -  "))
+	f.Add([]byte("1 2 3:4 / /\\9 rw - x y"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		if m, ok := parseMount(line); ok && (!filepath.IsAbs(m.point) || m.fstype == "") {
+			t.Errorf("%+v", m)
+		}
+	})
+}
+
+func TestFindMount(t *testing.T) {
+	t.Parallel()
+	const list = `22 1 0:21 / /sys rw - sysfs sysfs rw
+30 22 0:26 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw
+31 22 0:26 /sub /sys/fs/cgroup rw - cgroup2 cgroup2 rw
+32 22 0:26 / /mnt/a\040b rw - cgroup2 cgroup2 rw
+`
+	for _, x := range []struct{ list, want string }{
+		{list, "/sys/fs/cgroup/unified"},
+		{list + "33 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "/sys/fs/cgroup"},
+		{"32 22 0:26 / /mnt/a\\040b rw - cgroup2 cgroup2 rw\n", "/mnt/a b"},
+		{"", ""},
+	} {
+		if got := findMount([]byte(x.list), "cgroup2", "/sys/fs/cgroup"); got != x.want {
+			t.Errorf("%q, want %q", got, x.want)
+		}
+	}
+}
+
+// FuzzDecodeLabel: what is decoded is encoded to the same again.
+func FuzzDecodeLabel(f *testing.F) {
+	good, err := storedLabel{1, Label{ID: "a", Rules: []Rule{{
+		Local: Ports{1, 2}, From: netip.MustParsePrefix("10.0.0.0/8"), Policy: policy(time.Minute, time.Second, 3, -1),
+	}}}}.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"version":1,"label":{"Rules":[{"From":"x"}]}}`))
+	f.Add([]byte(`{"version":1e99}`))
+	f.Add([]byte{0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := decodeLabel(b)
+		if err != nil {
+			return
+		}
+		again, err := l.encode()
+		if err != nil {
+			return // too long, or no time that JSON has
+		}
+		if l2, err := decodeLabel(again); err != nil || !reflect.DeepEqual(l, l2) {
+			t.Errorf("%+v became %+v: %v", l, l2, err)
+		}
+	})
+}
+
+// A read error of an iterator is told.
+func TestReadIter(t *testing.T) {
+	t.Parallel()
+	bad := errors.New("bad")
+	for _, in := range []io.Reader{iotest.ErrReader(bad), io.MultiReader(bytes.NewReader(make([]byte, 10)), iotest.ErrReader(bad))} {
+		if err := readIter(t.Context(), in, func(b []byte) ([]byte, error) { return b, nil }); !errors.Is(err, bad) {
+			t.Errorf("%v", err)
+		}
+	}
+	endless := func(b []byte) ([]byte, error) { return b, nil }
+	if err := readIter(t.Context(), bytes.NewReader(make([]byte, 5*readLen)), endless); err == nil {
+		t.Error("a record without an end was taken")
+	}
+}

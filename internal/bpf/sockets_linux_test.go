@@ -3,6 +3,7 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -219,6 +220,29 @@ func fdOf(t *testing.T, c syscall.Conn) (n number) {
 	raw := must(c.SyscallConn())(t)
 	ok(t, raw.Control(func(fd uintptr) { n = number(fd) }))
 	return n
+}
+
+// Processes are told by the number they have where the reader is.
+func TestSocketsPIDNamespace(t *testing.T) {
+	if os.Getenv("DEADPEER_BPF_TEST") == "pids" {
+		s := must(OpenSockets(SocketsOptions{NoPin: true}))(t)
+		ok(t, s.Each(t.Context(), func(r *Record) error {
+			fmt.Println("record", r.Owner.PID, r.Owner.FD)
+			return nil
+		}))
+		os.Exit(0)
+	}
+	t.Parallel()
+	w := newWorld(t)
+	file := must(w.connect("tcp4", 1)[0].server.File())(t)
+	defer func() { _ = file.Close() }()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestSocketsPIDNamespace$")
+	cmd.Env = append(os.Environ(), "DEADPEER_BPF_TEST=pids")
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "record 1 3\n" {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // A socket of MPTCP is told with the inode that its subflows bear.

@@ -93,11 +93,13 @@ func (r *run) openSockets() (*bpf.Sockets, error) {
 	return bpf.OpenSockets(bpf.SocketsOptions{})
 }
 
+const claimChunk = 1024
+
 // bpfPass is one pass of the BPF program through all descriptors.
 type bpfPass struct {
-	claims   []bpfClaim
-	settings []setting // that claims point to
-	from     string    // where the program came from
+	claims   [][]bpfClaim // claimChunk at a time, so that none is copied
+	settings []setting    // that claims point to
+	from     string       // where the program came from
 }
 
 // bpfClaim is an owner found for a socket, and the socket's settings.
@@ -124,7 +126,12 @@ func (p *bpfPass) run(ctx context.Context, sockets *bpf.Sockets) error {
 			}
 			last = r.Settings
 		}
-		p.claims = append(p.claims, bpfClaim{cookie: r.ID.Cookie, netns: r.ID.NetNS, inode: r.Inode, owner: r.Owner, settings: at})
+		n := len(p.claims)
+		if n == 0 || len(p.claims[n-1]) == claimChunk {
+			p.claims = append(p.claims, make([]bpfClaim, 0, claimChunk))
+			n++
+		}
+		p.claims[n-1] = append(p.claims[n-1], bpfClaim{cookie: r.ID.Cookie, netns: r.ID.NetNS, inode: r.Inode, owner: r.Owner, settings: at})
 		return nil
 	})
 }
@@ -147,13 +154,16 @@ func (r *run) joinPass(p *bpfPass) {
 		booked[i] = r.book(s)
 	}
 	multipath := map[uint32][]conn.Owner{}
-	for i := range p.claims {
-		c := &p.claims[i]
-		if c.cookie == 0 {
-			multipath[c.inode] = append(multipath[c.inode], c.owner)
-			continue
-		}
-		if at, ok := r.find(conn.ID{NetNS: c.netns, Cookie: c.cookie}); ok {
+	for _, chunk := range p.claims {
+		for _, c := range chunk {
+			if c.cookie == 0 {
+				multipath[c.inode] = append(multipath[c.inode], c.owner)
+				continue
+			}
+			at, ok := r.find(conn.ID{NetNS: c.netns, Cookie: c.cookie})
+			if !ok {
+				continue // not selected, or of a namespace that was not looked into
+			}
 			j.give(at, c.owner)
 			if row := t.at(at); row.sock.State != conn.Listen {
 				row.settings = booked[c.settings]

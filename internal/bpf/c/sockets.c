@@ -36,8 +36,7 @@ const struct record *for_go __attribute__((unused)); // keeps the type in BTF
 // tgid_seen is the process's number in the pid namespace of the reader.
 static __always_inline __u32 tgid_seen(struct task_struct *task)
 {
-	struct task_struct *reader = (struct task_struct *)bpf_get_current_task();
-	unsigned int level = BPF_CORE_READ(reader, thread_pid, level);
+	unsigned int level = bpf_get_current_task_btf()->thread_pid->level;
 	struct pid *pid = task->thread_pid;
 	int nr = 0;
 

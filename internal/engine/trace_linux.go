@@ -139,7 +139,7 @@ func (t *trace) socket(at endpoints) *tracedSocket {
 	if t.sockets[endpoints{at.peer, at.local}] != nil || time.Since(t.looked) < lookEvery {
 		return nil // the peer's probes, which only its own host can tell of
 	}
-	if err := t.look(); err != nil {
+	if err := t.look(); err != nil && t.ctx.Err() == nil { // else the trace is over
 		t.fail(err)
 	}
 	return t.sockets[at]

@@ -58,6 +58,8 @@ func run(ctx context.Context) error {
 			return watchCheck(ctx, args)
 		case "one":
 			return watchOne(ctx, args)
+		case "apply":
+			return timeApply(ctx)
 		case "policy":
 			return measurePolicy(args)
 		case "policy-calls":

@@ -28,7 +28,7 @@ type inCgroup struct{ m *testing.M }
 
 func (c inCgroup) Run() int {
 	root, err := CgroupRoot()
-	if err != nil {
+	if err != nil || os.Getenv("DEADPEER_BPF_TEST") != "" { // a child needs none
 		return c.m.Run()
 	}
 	dir := fmt.Sprintf("%s/deadpeer-test-%d", root, os.Getpid())

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -136,8 +137,7 @@ func TestSocketsHolders(t *testing.T) {
 	t.Cleanup(func() { _, _ = child.Process.Kill(), child.Wait() })
 
 	unshared, done := make(chan int), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+	own500 := func() {
 		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 			t.Error(err)
 			unshared <- -1
@@ -150,6 +150,21 @@ func TestSocketsHolders(t *testing.T) {
 		unshared <- fd
 		<-done
 		_ = unix.Close(fd)
+	}
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		if unix.Gettid() != os.Getpid() {
+			own500()
+			return
+		}
+		// The first thread's descriptors are what /proc shows of the process.
+		var other sync.WaitGroup
+		other.Go(func() {
+			runtime.LockOSThread()
+			own500()
+		})
+		other.Wait()
+		runtime.UnlockOSThread()
 	}()
 	high := <-unshared
 	defer close(done)

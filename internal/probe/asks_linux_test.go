@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/testnet"
 	"deadpeer/internal/wire"
 )
@@ -23,7 +24,7 @@ import (
 func linger(t testing.TB, fd int) (l unix.Linger) {
 	t.Helper()
 	n := uint32(unsafe.Sizeof(l))
-	if errno := getsockopt(fd, unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&l), &n); errno != 0 {
+	if errno := (held.Socket{FD: fd}).Getsockopt(unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&l), &n); errno != 0 {
 		t.Fatal(errno)
 	}
 	return l

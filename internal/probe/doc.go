@@ -20,7 +20,10 @@
 // that forgot the flow, answers with RST.
 package probe
 
-import "deadpeer/internal/conn"
+import (
+	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
+)
 
 // Method is how a question is put.
 type Method uint8
@@ -83,15 +86,15 @@ const (
 
 var refusalTexts = [refusalEnd]string{
 	NotRefused:       "",
-	NoOwner:          "no process holds a descriptor of it (kernel socket, io_uring fixed file, or not yet accepted)",
+	NoOwner:          string(held.NoOwner),
 	NoRoute:          "no route leads to the peer: our own side may be what is gone",
-	OwnerGone:        "the process that held it closed it or ended",
-	Reused:           "its descriptor now holds something else",
+	OwnerGone:        string(held.OwnerGone),
+	Reused:           string(held.Reused),
 	MPTCPSocket:      "a subflow of an MPTCP connection cannot be asked",
 	Checkpoint:       "a checkpoint is being taken of it (TCP_REPAIR is on)",
-	NeedsPtrace:      "its process may not be looked into (needs CAP_SYS_PTRACE, or the same user)",
+	NeedsPtrace:      string(held.NeedsPtrace),
 	NeedsNetAdmin:    "needs CAP_NET_ADMIN over its network namespace",
-	NeedsKernel:      "needs pidfd_getfd(2), Linux 5.6",
+	NeedsKernel:      string(held.NeedsKernel),
 	UserTimeoutSet:   "its user timeout makes keepalive questions unsafe",
 	ProbesExhausted:  "one more keepalive probe could end it",
 	ValuesOutOfRange: "its keepalive values could not be put back",

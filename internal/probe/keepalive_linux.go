@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 	"deadpeer/keepalive"
 )
@@ -107,14 +108,14 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 // own count stays raised after the options are back.
 func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 	r := Result{Method: Keepalive}
-	var h held
+	var h held.Socket
 	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
 		return journal.Record{}, r
 	}
-	defer a.release(h)
-	repair, ok := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
-	in, infoOK := h.info(&a.buf)
-	s, err := keepalive.GetFD(uintptr(h.fd))
+	defer a.taker.Give(h)
+	repair, ok := h.Get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	in, infoOK := readInfo(h, &a.buf)
+	s, err := keepalive.GetFD(uintptr(h.FD))
 	r.Settings, r.Known = s, err == nil
 	r.State, r.SegsIn, r.HeardMS, r.At = in.state, in.segsIn, in.heardMS, time.Now()
 	switch {
@@ -154,13 +155,13 @@ func cost(in info, s keepalive.Settings) int {
 // it from the time already idle (tcp_sock_set_keepidle_locked). The count
 // goes up first, so that the probe can never be the last.
 func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32, changed bool) {
-	var h held
+	var h held.Socket
 	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
 		return 0, false
 	}
-	defer a.release(h)
-	s, err := keepalive.GetFD(uintptr(h.fd))
-	in, ok := h.info(&a.buf)
+	defer a.taker.Give(h)
+	s, err := keepalive.GetFD(uintptr(h.FD))
+	in, ok := readInfo(h, &a.buf)
 	switch {
 	case err != nil || !ok:
 		r.Refusal = Failed
@@ -175,7 +176,7 @@ func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32, c
 	}
 	r.State, r.SegsIn, r.HeardMS, r.At = in.state, in.segsIn, in.heardMS, time.Now()
 	for _, o := range ours() {
-		if h.set(o.level, o.name, o.value) != nil {
+		if h.Set(o.level, o.name, o.value) != nil {
 			r.Refusal = Failed
 			break
 		}
@@ -200,8 +201,8 @@ func (a *Asker) probeWentOut(t Target, segsOut uint32) bool {
 	if refusal != NotRefused {
 		return true // nothing to wait for
 	}
-	defer a.release(h)
-	in, ok := h.info(&a.buf)
+	defer a.taker.Give(h)
+	in, ok := readInfo(h, &a.buf)
 	// With data in flight what went out was that, and the timer keeps silent.
 	return !ok || in.segsOut != segsOut && in.unacked == 0 || in.state == conn.Close
 }
@@ -214,18 +215,18 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 	if refusal != NotRefused {
 		return refusal
 	}
-	defer a.release(h)
+	defer a.taker.Give(h)
 	if r.Kind == journal.ReuseAddr {
-		if now, ok := h.get(unix.SOL_SOCKET, unix.SO_REUSEADDR); ok && now != 0 {
+		if now, ok := h.Get(unix.SOL_SOCKET, unix.SO_REUSEADDR); ok && now != 0 {
 			return nil // only a question clears it
 		}
-		return h.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, int(r.ReuseAddr))
+		return h.Set(unix.SOL_SOCKET, unix.SO_REUSEADDR, int(r.ReuseAddr))
 	}
 	if r.Kind == journal.Rearm {
-		if now, ok := h.get(unix.SOL_SOCKET, unix.SO_KEEPALIVE); ok && now != 0 {
+		if now, ok := h.Get(unix.SOL_SOCKET, unix.SO_KEEPALIVE); ok && now != 0 {
 			return nil
 		}
-		return h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		return h.Set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	}
 	on := 0
 	if r.KeepAlive {
@@ -240,8 +241,8 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 		was   option
 		value int
 	}{{set[2], on}, {set[1], int(r.Interval)}, {set[3], int(r.Idle)}, {set[0], int(r.Probes)}} {
-		if now, ok := h.get(o.was.level, o.was.name); !ok || now == o.was.value && now != o.value {
-			errs = append(errs, h.set(o.was.level, o.was.name, o.value))
+		if now, ok := h.Get(o.was.level, o.was.name); !ok || now == o.was.value && now != o.value {
+			errs = append(errs, h.Set(o.was.level, o.was.name, o.value))
 		}
 	}
 	return errors.Join(errs...)

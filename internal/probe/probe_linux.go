@@ -3,12 +3,12 @@ package probe
 import (
 	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 	"deadpeer/keepalive"
 )
@@ -30,18 +30,17 @@ type Options struct {
 // has cleared.
 type Asker struct {
 	options  Options
-	pidfds   map[int32]int
+	taker    *held.Taker
 	records  []journal.Record
 	restored []journal.Record // put back, not told to the journal yet
 	deferred []int            // targets to be asked once they are journalled
 	others   []int            // targets to be asked by keepalive
-	closing  sync.WaitGroup
 	buf      [infoLen]byte
 }
 
 // New gives an Asker. Close it.
 func New(o Options) *Asker {
-	return &Asker{options: o, pidfds: map[int32]int{}}
+	return &Asker{options: o, taker: held.New()}
 }
 
 // Flush tells the journal what was put back. Before another Asker asks the
@@ -63,16 +62,7 @@ func (a *Asker) Flush() error {
 // because the program has closed its own descriptor meanwhile, is left to end
 // by itself.
 func (a *Asker) Close() error {
-	a.forgetAll()
-	closed := make(chan struct{})
-	go func() { // ends with the last lingering close
-		a.closing.Wait()
-		close(closed)
-	}()
-	select {
-	case <-closed:
-	case <-time.After(lingerLimit):
-	}
+	a.taker.Close()
 	return a.Flush()
 }
 
@@ -105,8 +95,8 @@ func (a *Asker) Settings(t Target) (keepalive.Settings, Refusal) {
 	if refusal != NotRefused {
 		return keepalive.Settings{}, refusal
 	}
-	defer a.release(h)
-	s, err := keepalive.GetFD(uintptr(h.fd))
+	defer a.taker.Give(h)
+	s, err := keepalive.GetFD(uintptr(h.FD))
 	if err != nil {
 		return keepalive.Settings{}, Failed
 	}
@@ -115,19 +105,7 @@ func (a *Asker) Settings(t Target) (keepalive.Settings, Refusal) {
 
 // Cookie reads the cookie of the socket a descriptor holds. ok is false when it
 // could not be read.
-func (a *Asker) Cookie(o conn.Owner) (cookie uint64, ok bool) {
-	pidfd, refusal := a.pidfd(o.PID)
-	if refusal != NotRefused {
-		return 0, false
-	}
-	fd, err := unix.PidfdGetfd(pidfd, int(o.FD), 0)
-	if err != nil {
-		return 0, false
-	}
-	defer a.release(held{fd})
-	cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	return cookie, err == nil
-}
+func (a *Asker) Cookie(o conn.Owner) (cookie uint64, ok bool) { return a.taker.Cookie(o) }
 
 // Ended reports whether the kernel has closed the socket under a program that
 // still holds it, and how many segments it had received: when none came with
@@ -137,8 +115,8 @@ func (a *Asker) Ended(t Target) (segsIn uint32, ended bool) {
 	if refusal != NotRefused {
 		return 0, false
 	}
-	defer a.release(h)
-	in, ok := h.info(&a.buf)
+	defer a.taker.Give(h)
+	in, ok := readInfo(h, &a.buf)
 	return in.segsIn, ok && in.state == conn.Close
 }
 
@@ -219,17 +197,17 @@ func elsewise(r Result) bool {
 // SO_REUSEADDR that is not in the journal it asks nothing and returns its
 // value.
 func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
-	var h held
+	var h held.Socket
 	if h, r.Refusal = a.hold(t); r.Refusal != NotRefused {
 		return r, 0
 	}
-	defer a.release(h)
-	value, valueOK := h.get(unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	defer a.taker.Give(h)
+	value, valueOK := h.Get(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if value != 0 && !journalled {
 		return r, value
 	}
-	repair, repairOK := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
-	before, infoOK := h.info(&a.buf)
+	repair, repairOK := h.Get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	before, infoOK := readInfo(h, &a.buf)
 	r.Reuses = value != 0
 	r.State, r.SegsIn, r.HeardMS, r.At = before.state, before.segsIn, before.heardMS, time.Now()
 	switch {
@@ -246,15 +224,15 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 		return r, 0
 	}
 	if t.Learn {
-		s, err := keepalive.GetFD(uintptr(h.fd))
+		s, err := keepalive.GetFD(uintptr(h.FD))
 		r.Settings, r.Known = s, err == nil
 	}
 	r.At = time.Now()
-	err := h.set(unix.IPPROTO_TCP, unix.TCP_REPAIR, 0)
+	err := h.Set(unix.IPPROTO_TCP, unix.TCP_REPAIR, 0)
 	a.step(StepAsked)
 	if value != 0 {
 		// Even after a refusal: putting back what is there does no harm.
-		if back := h.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, value); err == nil {
+		if back := h.Set(unix.SOL_SOCKET, unix.SO_REUSEADDR, value); err == nil {
 			err = back
 		}
 		a.step(StepRestored)

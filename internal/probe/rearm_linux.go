@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 	"deadpeer/keepalive"
 )
@@ -29,7 +30,7 @@ func (a *Asker) Rearm(targets []Target, idle time.Duration, report func(i int, r
 		h, r := a.hold(t)
 		if r == NotRefused {
 			r = a.mayRearm(h, idle)
-			a.release(h)
+			a.taker.Give(h)
 		}
 		if r != NotRefused {
 			report(i, r)
@@ -70,24 +71,24 @@ func (a *Asker) rearm(t Target, idle time.Duration) (r Refusal, on bool) {
 	if r != NotRefused {
 		return r, true // closed meanwhile, or never touched
 	}
-	defer a.release(h)
+	defer a.taker.Give(h)
 	if r := a.mayRearm(h, idle); r != NotRefused {
 		return r, true
 	}
-	if h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0) != nil {
+	if h.Set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0) != nil {
 		return Failed, true
 	}
 	a.step(StepOff)
-	if h.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) != nil {
+	if h.Set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) != nil {
 		return Failed, false
 	}
 	return NotRefused, true
 }
 
-func (a *Asker) mayRearm(h held, idle time.Duration) Refusal {
-	repair, ok := h.get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
-	in, infoOK := h.info(&a.buf)
-	s, err := keepalive.GetFD(uintptr(h.fd))
+func (a *Asker) mayRearm(h held.Socket, idle time.Duration) Refusal {
+	repair, ok := h.Get(unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	in, infoOK := readInfo(h, &a.buf)
+	s, err := keepalive.GetFD(uintptr(h.FD))
 	heard := time.Duration(in.heardMS) * time.Millisecond
 	switch {
 	case !ok || !infoOK || err != nil:

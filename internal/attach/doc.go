@@ -1,0 +1,117 @@
+// Package attach puts keepalive policies on sockets of programs that are
+// already running, and gives those sockets their own values back.
+//
+// What each socket had is in a file before anything is changed
+// (journal.Attachment), and stays there for as long as the policy does:
+//
+//	t := attach.Getfd()
+//	defer t.Close()
+//	r := attach.Run{Transport: t, File: file}
+//	err := r.Attach(ctx, items, report)
+//	err = r.TakeOver()
+//	err = r.Detach(ctx, targets, report) // later, by another process
+//
+// No living connection suffers: the options go on in the order of
+// keepalive.Set, a connection whose probes are going unanswered is left alone
+// when the policy would hardly ask again, and a user timeout goes on only
+// where its clock has not begun to run ([Wait], [TimeoutWait]).
+//
+// There are two transports with equal results: duplicates of descriptors by
+// pidfd_getfd(2) (Linux 5.6, CAP_SYS_PTRACE for other users' programs), and a
+// BPF iterator over all sockets of a network namespace, which the engine has.
+// Elsewhere than on Linux there is none.
+package attach
+
+import (
+	"context"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/journal"
+	"deadpeer/keepalive"
+)
+
+// Target is a socket, and the descriptors that may hold it.
+type Target struct {
+	ID     conn.ID
+	Owners []conn.Owner
+}
+
+// Transport reads and changes settings of sockets that are not ours. Each call
+// reports every target by its index, in any order; an error that matches
+// ErrGone says that the socket was not found.
+type Transport interface {
+	// Look reads settings.
+	Look(ctx context.Context, targets []Target, report func(i int, s keepalive.Settings, err error))
+	// Set does what keepalive.SetFD does, with one policy a target.
+	Set(ctx context.Context, targets []Target, policies []keepalive.Policy, report func(i int, err error))
+	// Restore does what keepalive.RestoreFD does.
+	Restore(ctx context.Context, targets []Target, settings []keepalive.Settings, report func(i int, err error))
+}
+
+// Item is a connection to attach: the socket as the kernel lists it now, and
+// the policy it is to get. A negative user timeout leaves that as it is.
+type Item struct {
+	Target Target
+	Sock   conn.Sock
+	Rule   uint16
+	Policy keepalive.Policy
+}
+
+// ErrGone says that a socket was not found.
+const ErrGone = errGone("it has ended, or no process holds it any more")
+
+type errGone string
+
+// Error says so in words.
+func (e errGone) Error() string { return string(e) }
+
+// The greatest values that can be set (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL,
+// MAX_TCP_KEEPCNT of net/tcp.h); sysctls go beyond.
+const (
+	longest   = 32767 * time.Second
+	maxProbes = 127
+)
+
+// valuesOf gives settings as the file has them.
+func valuesOf(s keepalive.Settings) journal.Values {
+	return journal.Values{
+		KeepAlive: s.KeepAlive, Idle: int32(s.Idle / time.Second), Interval: int32(s.Interval / time.Second),
+		Probes: int32(s.Probes), UserTimeout: int32(s.UserTimeout / time.Millisecond),
+	}
+}
+
+// settingsOf is the reverse of valuesOf.
+func settingsOf(v journal.Values) keepalive.Settings {
+	return keepalive.Settings{KeepAlive: v.KeepAlive, Policy: keepalive.Policy{
+		Idle: time.Duration(v.Idle) * time.Second, Interval: time.Duration(v.Interval) * time.Second,
+		Probes: int(v.Probes), UserTimeout: time.Duration(v.UserTimeout) * time.Millisecond,
+	}}
+}
+
+// with is what a socket has after the policy was set on it.
+func with(s keepalive.Settings, p keepalive.Policy) keepalive.Settings {
+	s.KeepAlive = true
+	if p.Idle > 0 {
+		s.Idle = roundUp(p.Idle, time.Second)
+	}
+	if p.Interval > 0 {
+		s.Interval = roundUp(p.Interval, time.Second)
+	}
+	if p.Probes > 0 {
+		s.Probes = p.Probes
+	}
+	if p.UserTimeout >= 0 {
+		s.UserTimeout = roundUp(p.UserTimeout, time.Millisecond)
+	}
+	return s
+}
+
+func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1) / unit * unit }
+
+// Given is the record of a socket that got a policy from elsewhere before its
+// program had it.
+func Given(id conn.ID, before keepalive.Settings, p keepalive.Policy) journal.Attached {
+	was := valuesOf(before)
+	return journal.Attached{ID: id, Was: was, Found: was, Set: valuesOf(with(before, p))}
+}

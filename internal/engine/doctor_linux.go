@@ -41,10 +41,26 @@ func (e *Engine) Diagnose() []Finding {
 }
 
 // Clean puts back what deadpeer processes that were killed have left changed,
-// and says how many settings that were. Settings whose socket is gone need
+// removes policies for connections of programs that have ended meanwhile, and
+// says how many of both that were. Settings whose socket is gone need
 // nothing. Needs what asking needs.
 func (e *Engine) Clean(ctx context.Context) (restored int, err error) {
-	return e.recover(ctx)
+	restored, err = e.recover(ctx)
+	if err != nil {
+		return restored, err
+	}
+	hooks, err := bpf.Hooks(e.options.HookDir)
+	closeHooks(hooks)
+	if len(hooks) == 0 || err != nil {
+		return restored, err
+	}
+	unlock, err := e.lockSettings(ctx)
+	if err != nil {
+		return restored, err
+	}
+	defer unlock()
+	removed, err := e.cleanHooks()
+	return restored + removed, err
 }
 
 func effective() uint64 {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"deadpeer/internal/attach"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
 	"deadpeer/internal/verdict"
@@ -45,14 +46,16 @@ const (
 
 // Options configure an Engine. Zero values mean the defaults.
 type Options struct {
-	ProcRoot   string           // where procfs is mounted (/proc)
-	RuntimeDir string           // for the journal and the lock of asking (see RuntimeDir)
-	StateDir   string           // for the journal of the host's defaults (/var/lib/deadpeer)
-	Root       string           // where the host's files are (/)
-	Rate       int              // questions a second at most (200,000)
-	HZ         int              // the kernel's tick rate, for forecasts (found out, else 250)
-	NoBPF      bool             // find owners and settings by procfs and pidfd_getfd, not by a BPF program
-	Step       func(probe.Step) // called at each step of a question, for tests
+	ProcRoot   string            // where procfs is mounted (/proc)
+	RuntimeDir string            // for the journal and the lock of asking (see RuntimeDir)
+	StateDir   string            // for the journal of the host's defaults (/var/lib/deadpeer)
+	Root       string            // where the host's files are (/)
+	Rate       int               // questions a second at most (200,000)
+	HZ         int               // the kernel's tick rate, for forecasts (found out, else 250)
+	NoBPF      bool              // find owners and settings by procfs and pidfd_getfd, not by a BPF program
+	HookDir    string            // a folder on a bpffs for policies of future connections (deadpeer/hooks on the usual one)
+	Step       func(probe.Step)  // called at each step of a question, for tests
+	AttachStep func(attach.Step) // called at each step of attaching and detaching, for tests
 }
 
 // Request says which connections and what is wanted of them.
@@ -68,6 +71,8 @@ type Request struct {
 	// Acting, used by Plan:
 	DespiteOutage bool // release although our own side seems gone
 	EvenAlive     bool // release what the filter names by cookie, whatever its verdict
+
+	alsoNetns []string // looked into as well, where they can be
 }
 
 // Progress is how far asking has come.
@@ -85,6 +90,7 @@ type Progress struct {
 type Engine struct {
 	options Options
 	asking  sync.Mutex
+	bpfFrom int // for tests: instead of the constant
 }
 
 // New gives an engine.

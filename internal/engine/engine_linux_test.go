@@ -17,10 +17,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/attach"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
 	"deadpeer/internal/testnet"
 	"deadpeer/internal/verdict"
+	"deadpeer/keepalive"
 )
 
 // roleVariable makes the test binary another deadpeer, see child.
@@ -45,6 +47,8 @@ type role struct {
 	Filter  string
 	Times   int
 	Rules   verdict.Rules
+	Policy  keepalive.Policy
+	Hooks   string
 	KillAt  probe.Step // kill -9 of itself when this step
 	KillNth int        // comes for the nth time, from 0
 	Kin     bool       // stays a child of the test, whose sockets it then protects
@@ -110,6 +114,10 @@ func runRole() int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return 0
 	}
+	if r.Do == "run" { // becomes the shell that runs Filter
+		fmt.Fprintln(os.Stderr, r.runProgram(context.Background()))
+		return 1
+	}
 	if err := r.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -129,7 +137,7 @@ func (r role) run(ctx context.Context) error {
 			return err
 		}
 	}
-	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, StateDir: r.State, Step: func(s probe.Step) {
+	step := func(s probe.Step) {
 		if s != r.KillAt {
 			return
 		}
@@ -137,7 +145,8 @@ func (r role) run(ctx context.Context) error {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		}
-	}})
+	}
+	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, StateDir: r.State, Step: step, AttachStep: func(s attach.Step) { step(probe.Step(s)) }})
 	req := Request{Netns: r.Netns, Filter: filter, Rules: r.Rules}
 	out := json.NewEncoder(os.Stdout)
 	if err := out.Encode(line{PID: os.Getpid()}); err != nil {
@@ -154,6 +163,12 @@ func (r role) run(ctx context.Context) error {
 		case "tune":
 			change := TuneChange{Values: map[TunePart]int64{TuneIdle: r.Idle}}
 			_, err = e.Tune(ctx, TuneRequest{Netns: r.Netns, Change: change, Existing: true})
+			snap = &Snapshot{}
+		case "attach":
+			_, err = e.Attach(ctx, AttachRequest{Request: req, Rules: []AttachRule{{Policy: r.Policy}}})
+			snap = &Snapshot{}
+		case "detach":
+			_, err = e.Detach(ctx)
 			snap = &Snapshot{}
 		case "release":
 			var plan *Plan

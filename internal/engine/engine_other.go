@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 )
 
@@ -57,3 +58,26 @@ func (e *Engine) Clean(context.Context) (int, error) { return 0, unsupported("cl
 func (e *Engine) Trace(context.Context, TraceRequest, func(*Traced) error) (*TraceStats, error) {
 	return nil, unsupported("capture packets")
 }
+
+// Attach is for Linux only.
+func (e *Engine) Attach(context.Context, AttachRequest) (*Attached, error) {
+	return nil, unsupported("attach to connections")
+}
+
+// Attachments is for Linux only.
+func (e *Engine) Attachments(context.Context) ([]Attachment, error) {
+	return nil, unsupported("list attachments")
+}
+
+// Detach is for Linux only.
+func (e *Engine) Detach(context.Context, ...string) ([]*Attached, error) {
+	return nil, unsupported("detach from connections")
+}
+
+// RunProgram is for Linux only.
+func (e *Engine) RunProgram(context.Context, ProgramRequest) error {
+	return unsupported("start a program with a policy")
+}
+
+// WatchProgram is for Linux only.
+func (e *Engine) WatchProgram(string, io.Reader) error { return unsupported("watch a program") }

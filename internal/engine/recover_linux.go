@@ -64,7 +64,7 @@ func (u *undoer) record(ctx context.Context, r journal.Record) error {
 	err := u.asker.Restore(target, r)
 	if hasEnded(err) {
 		if u.holders == nil {
-			if err := u.find(ctx); err != nil {
+			if u.holders, _, err = u.e.holders(ctx, u.asker.Cookie); err != nil {
 				return err
 			}
 		}
@@ -86,23 +86,24 @@ func hasEnded(err error) bool {
 	return errors.Is(err, probe.OwnerGone) || errors.Is(err, probe.Reused)
 }
 
-// find asks every descriptor of every process for its cookie. Listing sockets
-// by namespace would miss those in namespaces that no process lives in.
-func (u *undoer) find(ctx context.Context) error {
+// holders asks every descriptor of every process for its cookie. Listing
+// sockets by namespace would miss those in namespaces that no process lives
+// in. hidden says what could not be looked at.
+func (e *Engine) holders(ctx context.Context, cookie func(conn.Owner) (uint64, bool)) (_ map[uint64][]conn.Owner, hidden string, err error) {
 	workers := runtime.GOMAXPROCS(0)
 	owners := make([][]conn.Owner, workers)
 	options := procfd.SocketsOptions{Workers: workers}
-	_, err := procfd.New(u.e.options.ProcRoot).Sockets(ctx, options, func(worker int, _ uint32, o conn.Owner) {
+	stats, err := procfd.New(e.options.ProcRoot).Sockets(ctx, options, func(worker int, _ uint32, o conn.Owner) {
 		owners[worker] = append(owners[worker], o)
 	})
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	u.holders = map[uint64][]conn.Owner{}
+	found := map[uint64][]conn.Owner{}
 	for _, o := range slices.Concat(owners...) {
-		if cookie, ok := u.asker.Cookie(o); ok {
-			u.holders[cookie] = append(u.holders[cookie], o)
+		if cookie, ok := cookie(o); ok {
+			found[cookie] = append(found[cookie], o)
 		}
 	}
-	return nil
+	return found, stats.Missing(), nil
 }

@@ -84,6 +84,9 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 		}
 	}
 	r.selectRows()
+	if r.snap.attached, err = e.attachedSockets(ctx); err != nil {
+		r.note(false, "%v", err)
+	}
 	return r, nil
 }
 
@@ -135,7 +138,16 @@ func (r *run) open() error {
 	if err != nil {
 		return err
 	}
+	for _, name := range r.req.alsoNetns {
+		if n, err := r.e.namespace(name); err == nil {
+			list = append(list, n)
+		}
+	}
 	for _, n := range list {
+		if r.spaces[n.Inode()] != nil {
+			_ = n.Close()
+			continue
+		}
 		s := &space{ns: n}
 		if s.diag, err = sockdiag.Open(n); err != nil {
 			if len(list) == 1 {

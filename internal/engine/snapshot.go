@@ -27,6 +27,7 @@ type Snapshot struct {
 	memory    []sockdiag.Memory
 	fails     []verdict.Fail // what the controls of each path tell
 	hz        int
+	attached  map[conn.ID]bool // sockets whose policy is ours
 	outcomes  map[uint32]Outcome
 }
 
@@ -61,9 +62,9 @@ func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }
 
 // Outcome is what was done to a connection.
 type Outcome struct {
-	Action string // "release"
+	Action string // "release", "attach" or "detach"
 	Done   bool
-	Error  string // why not; "" when done, or when nothing was tried yet
+	Error  string // why not, or what was left out; "" when nothing was tried yet
 }
 
 // Summary counts a snapshot.
@@ -96,7 +97,7 @@ func (s *Summary) Add(c *Connection) {
 		}
 	}
 	switch {
-	case c.Outcome == nil:
+	case c.Outcome == nil, c.Outcome.Action != actionRelease: // Attached counts the others
 	case c.Outcome.Done:
 		s.Released++
 	case c.Outcome.Error == "":
@@ -135,6 +136,9 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 		c.Settings, c.Origin, c.KeepAliveKnown = known.Settings, known.origin, true
 	} else {
 		c.Settings.KeepAlive, c.KeepAliveKnown = keepaliveByTimer(&r.sock)
+	}
+	if s.attached[r.sock.ID()] {
+		c.Origin = OriginDeadpeer
 	}
 	if s.memory != nil {
 		c.Memory = &s.memory[i]

@@ -273,11 +273,16 @@ func (w *world) diversify() {
 	}
 }
 
-// nothingLeft makes sure that the runtime folder holds no journal.
+// nothingLeft makes sure that the runtime folder holds no journal and no
+// attachment.
 func nothingLeft(t *testing.T, dir string) {
 	t.Helper()
-	for _, e := range must(os.ReadDir(dir))(t) {
-		if e.Name() != "ask.lock" {
+	list := must(os.ReadDir(dir))(t)
+	if inner, err := os.ReadDir(dir + "/attach"); err == nil {
+		list = append(list, inner...)
+	}
+	for _, e := range list {
+		if e.Name() != "ask.lock" && e.Name() != "attach" {
 			t.Errorf("%s is left", e.Name())
 		}
 	}

@@ -1,0 +1,367 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"deadpeer/internal/attach"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
+	"deadpeer/internal/journal"
+	"deadpeer/internal/sockdiag"
+)
+
+// Attach puts policies on the sockets of running programs, having written
+// down what they had. It sends nothing itself; but a connection that has been
+// idle for longer than its new policy allows is probed by the kernel at once.
+// Connections that the caller's own session depends on are left alone unless
+// the filter names them by cookie. Needs what Check needs, but for
+// CAP_NET_ADMIN. When ctx ends early everything is put back.
+func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, err error) {
+	hooks, err := req.futureRules()
+	if err != nil {
+		return nil, err
+	}
+	var file *journal.Attachment
+	if !req.DryRun {
+		unlock, err := e.lockSettings(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
+	}
+	if len(hooks) > 0 && !req.DryRun {
+		// First of all: what is made from now on is theirs, the rest is listed.
+		if file, err = e.newAttachment(req); err != nil {
+			return nil, err
+		}
+		if err := e.hook(file.ID, hooks); err != nil {
+			return nil, errors.Join(err, file.Remove())
+		}
+	}
+	defer func() { err = e.settle(file, len(hooks) > 0, err) }()
+	req.NoOwners, req.Settings = false, true
+	r, err := e.see(ctx, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	out := &Attached{Snapshot: r.snap, New: len(hooks) > 0}
+	items, rows := r.attachItems(req.Rules)
+	if req.DryRun {
+		for _, i := range rows {
+			r.snap.outcomes[i] = Outcome{Action: actionAttach}
+		}
+	} else if len(items) > 0 || file != nil {
+		if file == nil {
+			req.Request = r.req
+			if file, err = e.newAttachment(req); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.attachTo(ctx, file, items, rows); err != nil {
+			return nil, err
+		}
+		if file.Len() > 0 || out.New {
+			out.ID = file.ID
+		}
+	}
+	r.readSettings(ctx)
+	r.finish()
+	r.countOutcomes(out)
+	if err := r.foreseeInFlight(out, items, rows, req.DryRun); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// lockSettings keeps every other deadpeer from asking and attaching, and puts
+// back what one that was killed while asking has left: its values must not be
+// taken for the program's own.
+func (e *Engine) lockSettings(ctx context.Context) (unlock func(), err error) {
+	e.asking.Lock()
+	if _, err := e.recover(ctx); err != nil {
+		e.asking.Unlock()
+		return nil, fmt.Errorf("put back what a killed deadpeer left: %w", err)
+	}
+	lock, err := journal.Lock(ctx, e.options.RuntimeDir)
+	if err != nil {
+		e.asking.Unlock()
+		return nil, err
+	}
+	return func() {
+		_ = lock.Close() // the process gives it back at the latest
+		e.asking.Unlock()
+	}, nil
+}
+
+// attachItems makes the items of the selected connections. It leaves out those
+// that nobody holds any more and listeners, and books why others cannot be.
+func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint32) {
+	guard := r.newGuard()
+	for i := range r.snap.table.n {
+		row := r.snap.table.at(i)
+		s := &row.sock
+		if !r.selected(i) {
+			continue
+		}
+		rule := r.ruleOf(i, rules)
+		if rule < 0 || s.State == conn.Listen || s.Inode == 0 && s.State != conn.Established && s.State != conn.CloseWait {
+			row.skip = true
+			continue
+		}
+		refuse := func(why string) { r.snap.outcomes[i] = Outcome{Action: actionAttach, Error: why} }
+		if p := guard.of(row); p != unprotected && !r.req.Filter.Names(s.Cookie) {
+			refuse("protected: " + p.String())
+			continue
+		}
+		switch {
+		case s.MPTCP:
+			refuse(held.MPTCP.Error())
+		case row.ownerN == 0:
+			refuse(held.NoOwner.Error())
+		default:
+			rows = append(rows, i)
+			items = append(items, attach.Item{
+				Target: attach.Target{ID: s.ID(), Owners: r.snap.ownersOf(row)}, Sock: *s, Rule: uint16(rule), Policy: rules[rule].Policy,
+			})
+		}
+	}
+	return items, rows
+}
+
+// ruleOf is the first rule that matches row i, -1 for none.
+func (r *run) ruleOf(i uint32, rules []AttachRule) int {
+	s := r.subject(i)
+	for n := range rules {
+		if f := rules[n].Filter; f == nil || f.Match(&s) == conn.Yes {
+			return n
+		}
+	}
+	return -1
+}
+
+// settle closes the file of an attachment, and removes what is of no use.
+func (e *Engine) settle(file *journal.Attachment, hooked bool, err error) error {
+	if file == nil {
+		return err
+	}
+	if err != nil && hooked {
+		err = errors.Join(err, e.unhook(file.ID))
+	}
+	if file.Len() == 0 && (err != nil || !hooked) {
+		return errors.Join(err, file.Remove())
+	}
+	return errors.Join(err, file.Close())
+}
+
+// attachTo changes the sockets. Interrupted, it puts everything back.
+func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []attach.Item, rows []uint32) (err error) {
+	older, err := r.e.olderAttachments(ctx, file.ID)
+	defer closeAttachments(older)
+	if err != nil {
+		return err
+	}
+	if err := r.e.adopt(ctx, file); err != nil {
+		return err
+	}
+	given := file.Len()
+	items, rows = r.notYet(file, items, rows)
+	means := r.means(len(items))
+	defer means.close()
+	items, rows, quiet := probedLast(items, rows)
+	start := time.Now()
+	do := attach.Run{File: file, Older: filesOf(older), Reread: r.reread, Rate: r.e.options.Rate, Step: r.e.options.AttachStep}
+	book := func(rows []uint32) func(int, attach.Report) {
+		return func(n int, rep attach.Report) {
+			r.snap.outcomes[rows[n]] = Outcome{Action: actionAttach, Done: rep.Done, Error: rep.Why}
+		}
+	}
+	do.Transport, do.Batch = means.transport, means.batch
+	err = do.Attach(ctx, items[:quiet], book(rows[:quiet]))
+	if err == nil {
+		do.Transport, do.Batch = means.duplicates, 0
+		err = do.Attach(ctx, items[quiet:], book(rows[quiet:]))
+	}
+	r.how(start, "changed %s by %s", count(file.Len()-given, "connection"), means.name)
+	if err != nil {
+		targets := make([]attach.Target, len(items))
+		for n := range items {
+			targets[n] = items[n].Target
+		}
+		do.Ended = func(conn.ID) bool { return false }
+		back := do.Undo(context.WithoutCancel(ctx), targets, func(int, attach.Report) {})
+		return errors.Join(err, back)
+	}
+	if err := do.TakeOver(); err != nil {
+		return err
+	}
+	for _, o := range older {
+		if err := o.removeIfEmpty(); err != nil {
+			return err
+		}
+	}
+	for _, i := range rows {
+		r.snap.table.at(i).settings = 0 // to be read again
+	}
+	return r.reread(ctx, r.socksOf(rows))
+}
+
+// probedLast puts the connections that the policy makes the kernel probe at once
+// at the end, and gives the number of the others. They are changed at a pace, a
+// few at a time: probes of tens of thousands in one tick overflow queues on
+// their way, and an interval later once more.
+func probedLast(items []attach.Item, rows []uint32) (_ []attach.Item, _ []uint32, quiet int) {
+	var last []attach.Item
+	var lastRows []uint32
+	first, firstRows := make([]attach.Item, 0, len(items)), make([]uint32, 0, len(rows))
+	for n, it := range items {
+		const soon = time.Second // what may pass until it is its turn
+		if heard, told := it.Sock.Heard(); it.Policy.Idle > 0 && (!told || heard+soon >= it.Policy.Idle) {
+			last, lastRows = append(last, it), append(lastRows, rows[n])
+		} else {
+			first, firstRows = append(first, it), append(firstRows, rows[n])
+		}
+	}
+	return append(first, last...), append(firstRows, lastRows...), len(first)
+}
+
+// notYet leaves out the connections that a hook has given the policy already.
+func (r *run) notYet(file *journal.Attachment, items []attach.Item, rows []uint32) (leftItems []attach.Item, leftRows []uint32) {
+	if file.Len() == 0 {
+		return items, rows
+	}
+	for n, i := range rows {
+		if _, given := file.Socket(items[n].Target.ID); given {
+			r.snap.outcomes[i] = Outcome{Action: actionAttach, Done: true}
+			continue
+		}
+		leftItems, leftRows = append(leftItems, items[n]), append(leftRows, i)
+	}
+	return leftItems, leftRows
+}
+
+// olderAttachments gives those there are but one, the newest first, without the
+// sockets that have ended. Close them.
+func (e *Engine) olderAttachments(ctx context.Context, except string) ([]attachment, error) {
+	list, err := e.attachments()
+	slices.Reverse(list)
+	list = slices.DeleteFunc(list, func(a attachment) bool {
+		if a.ID == except {
+			_ = a.Close() // nothing was written to it
+		}
+		return a.ID == except
+	})
+	for _, a := range list {
+		if a.hooked() {
+			err = errors.Join(err, e.adopt(ctx, a.Attachment))
+		}
+	}
+	if err != nil || len(list) == 0 {
+		return list, err
+	}
+	l, err := e.locate(ctx, list)
+	if err != nil {
+		return list, err
+	}
+	defer l.close()
+	for _, a := range list {
+		err = errors.Join(err, a.Forget(l.gone(a)))
+	}
+	return list, err
+}
+
+// newAttachment makes a file of a name that is free.
+func (e *Engine) newAttachment(req AttachRequest) (*journal.Attachment, error) {
+	about := attach.About{At: time.Now(), Netns: req.Netns}
+	for _, rule := range req.Rules {
+		match := rule.Filter
+		switch {
+		case match == nil:
+			match = req.Filter
+		case req.Filter != nil:
+			match = match.And(req.Filter)
+		}
+		r := attach.Rule{Policy: rule.Policy, New: rule.New, Enforce: rule.Enforce, Cgroup: cmp.Or(rule.Unit, rule.Cgroup)}
+		if match != nil {
+			r.Match = match.String()
+		}
+		about.Rules = append(about.Rules, r)
+	}
+	b, err := about.Encode()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		var id [2]byte
+		_, _ = rand.Read(id[:]) // never fails
+		file, err := journal.CreateAttachment(e.options.RuntimeDir, hex.EncodeToString(id[:]), b)
+		if !errors.Is(err, fs.ErrExist) {
+			return file, err
+		}
+	}
+}
+
+func (r *run) socksOf(rows []uint32) []*conn.Sock {
+	socks := make([]*conn.Sock, len(rows))
+	for n, i := range rows {
+		socks[n] = &r.snap.table.at(i).sock
+	}
+	return socks
+}
+
+// reread looks sockets up again. Those that have ended stay as they were.
+func (r *run) reread(ctx context.Context, socks []*conn.Sock) error {
+	bySpace := map[uint32][]*conn.Sock{}
+	for _, s := range socks {
+		bySpace[s.NetNS] = append(bySpace[s.NetNS], s)
+	}
+	for n, list := range bySpace {
+		for len(list) > 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			part := list[:min(lookUpLen, len(list))]
+			list = list[len(part):]
+			fresh := make([]conn.Sock, len(part))
+			look := make([]*conn.Sock, len(part))
+			for k, s := range part {
+				fresh[k] = *s
+				look[k] = &fresh[k]
+			}
+			err := r.spaces[n].diag.Lookup(look, func(k int, err error) {
+				if err == nil {
+					*part[k] = fresh[k]
+				}
+			})
+			if err != nil && !errors.Is(err, sockdiag.ErrGone) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// countOutcomes sums the outcomes of the connections shown.
+func (r *run) countOutcomes(out *Attached) {
+	for _, i := range r.snap.order {
+		o, ok := r.snap.outcomes[i]
+		if !ok {
+			continue
+		}
+		out.Matched++
+		if o.Done || o.Error == "" {
+			out.Changed++
+		}
+		if o.Error != "" {
+			out.Failed++
+		}
+	}
+}

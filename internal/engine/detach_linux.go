@@ -1,0 +1,375 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/attach"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
+	"deadpeer/internal/journal"
+	"deadpeer/keepalive"
+)
+
+// attachment is one that was found, with what it says of itself.
+type attachment struct {
+	*journal.Attachment
+	about attach.About
+}
+
+// attachments reads all of them, the oldest first. Close them.
+func (e *Engine) attachments() (list []attachment, err error) {
+	files, err := journal.Attachments(e.options.RuntimeDir)
+	for _, f := range files {
+		about, badErr := attach.ParseAbout(f.About())
+		if badErr != nil {
+			err = errors.Join(err, fmt.Errorf("attachment %s: %w", f.ID, badErr), f.Close())
+			continue
+		}
+		list = append(list, attachment{f, about})
+	}
+	slices.SortFunc(list, func(a, b attachment) int {
+		return cmp.Or(a.about.At.Compare(b.about.At), cmp.Compare(a.ID, b.ID))
+	})
+	return list, err
+}
+
+// removeIfEmpty drops an attachment that has neither sockets nor a part in
+// future ones.
+func (a attachment) removeIfEmpty() error {
+	if a.Len() > 0 || a.hooked() {
+		return nil
+	}
+	return a.Remove()
+}
+
+func filesOf(list []attachment) []*journal.Attachment {
+	files := make([]*journal.Attachment, len(list))
+	for n, a := range list {
+		files[n] = a.Attachment
+	}
+	return files
+}
+
+func closeAttachments(list []attachment) {
+	for _, a := range list {
+		_ = a.Close() // whatever was written is durable
+	}
+}
+
+// located is where the sockets of attachments are now.
+type located struct {
+	*run
+	holders map[conn.ID][]conn.Owner
+	open    map[conn.ID]bool // those that are no mere descriptors of ended connections
+	sure    bool             // every process that could be attached to was looked into
+}
+
+// locate finds the sockets of attachments: among what the kernel lists in the
+// namespaces it can find, by the descriptor noted, and then, unless the kernel
+// would list them, among the descriptors of every process. Close the run.
+func (e *Engine) locate(ctx context.Context, list []attachment) (*located, error) {
+	req := Request{Netns: "all", Settings: true}
+	for _, a := range list {
+		req.alsoNetns = append(req.alsoNetns, a.about.Netns)
+	}
+	r, err := e.see(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	r.snap.Notes = nil // of other namespaces than those of our sockets
+	l := &located{run: r, holders: map[conn.ID][]conn.Owner{}, open: map[conn.ID]bool{}, sure: true}
+	taker := held.New()
+	defer taker.Close()
+	lost := map[uint64]conn.ID{}
+	for _, a := range list {
+		for _, s := range a.Sockets() {
+			if i, ok := r.find(s.ID); ok && r.snap.table.at(i).ownerN > 0 {
+				l.holders[s.ID], l.open[s.ID] = r.snap.ownersOf(r.snap.table.at(i)), true
+			} else if !l.look(taker, s.ID, []conn.Owner{s.Owner}) && (ok || r.spaces[s.ID.NetNS] == nil) {
+				lost[s.ID.Cookie] = s.ID
+			}
+		}
+	}
+	if len(lost) == 0 {
+		return l, nil
+	}
+	holders, hidden, err := e.holders(ctx, taker.Cookie)
+	if err != nil {
+		r.close()
+		return nil, err
+	}
+	l.sure = hidden == "" || effective()&(1<<unix.CAP_SYS_PTRACE) != 0
+	for cookie, id := range lost {
+		if owners := holders[cookie]; len(owners) > 0 {
+			l.look(taker, id, owners)
+		}
+	}
+	return l, nil
+}
+
+// look notes the holders of a socket if one of them has it.
+func (l *located) look(taker *held.Taker, id conn.ID, owners []conn.Owner) bool {
+	s, refusal := taker.Take(id.Cookie, owners)
+	if refusal != held.None {
+		return false
+	}
+	defer taker.Give(s)
+	l.holders[id], l.open[id] = owners, s.State() != conn.Close
+	return true
+}
+
+// ended reports whether a socket that no descriptor leads to is gone for good.
+// One that the kernel still lists may be on its way from one process to
+// another; what stays hidden with CAP_SYS_PTRACE could not be attached to.
+func (l *located) ended(id conn.ID) bool {
+	i, listed := l.find(id)
+	return l.sure && (!listed || l.snap.table.at(i).sock.Inode == 0)
+}
+
+// gone lists the sockets of an attachment that have ended for good.
+func (l *located) gone(f attachment) (ids []conn.ID) {
+	for _, s := range f.Sockets() {
+		if l.holders[s.ID] == nil && l.ended(s.ID) {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
+// Attachments lists the policies that are on sockets of running programs, the
+// oldest first. Sockets that have ended are forgotten, unless another deadpeer
+// is at work.
+func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error) {
+	now, cancel := context.WithCancel(ctx)
+	cancel()
+	unlock, lockErr := e.lockSettings(now) // or not at once, then not at all
+	if lockErr == nil {
+		defer unlock()
+	}
+	found, err := e.attachments()
+	defer closeAttachments(found)
+	if len(found) == 0 {
+		return nil, err
+	}
+	for _, f := range found {
+		if lockErr == nil && f.hooked() {
+			err = errors.Join(err, e.adopt(ctx, f.Attachment))
+		}
+	}
+	l, locateErr := e.locate(ctx, found)
+	if locateErr != nil {
+		return nil, locateErr
+	}
+	defer l.close()
+	for _, f := range found {
+		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns}
+		for _, s := range f.Sockets() {
+			if l.open[s.ID] {
+				a.Sockets++
+			} else {
+				a.Ended++
+			}
+			if !s.Applied {
+				a.Incomplete++
+			}
+		}
+		for _, r := range f.about.Rules {
+			a.New = a.New || r.New
+			a.Rules = append(a.Rules, AttachedRule{Match: r.Match, Policy: r.Policy, New: r.New, Enforce: r.Enforce, Cgroup: r.Cgroup})
+		}
+		if a.New {
+			err = errors.Join(err, e.countHooks(&a))
+		}
+		if lockErr == nil {
+			err = errors.Join(err, f.Forget(l.gone(f)), f.removeIfEmpty())
+		}
+		list = append(list, a)
+	}
+	return list, err
+}
+
+// Detach gives the sockets of attachments their own values back and drops the
+// attachments, but for sockets on which that did not succeed. Without IDs it
+// takes all of them. What a program has changed meanwhile stays. Needs what
+// Attach needs.
+func (e *Engine) Detach(ctx context.Context, ids ...string) (_ []*Attached, err error) {
+	unlock, err := e.lockSettings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	all, err := e.attachments()
+	defer closeAttachments(all)
+	if err != nil {
+		return nil, err
+	}
+	if ids, err = chosen(all, ids); err != nil || len(ids) == 0 {
+		return nil, err
+	}
+	var out []*Attached
+	for _, n := range slices.Backward(all) { // the newest first: it has what the older had
+		if !slices.Contains(ids, n.ID) {
+			continue
+		}
+		a, err := e.detach(ctx, all, n)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, a)
+	}
+	return out, ctx.Err()
+}
+
+// chosen gives the IDs of those there are, all of them for none.
+func chosen(all []attachment, ids []string) ([]string, error) {
+	var known []string
+	for _, a := range all {
+		known = append(known, a.ID)
+	}
+	for _, id := range ids {
+		if !slices.Contains(known, id) {
+			return nil, &UnknownAttachmentError{id, known}
+		}
+	}
+	if len(ids) == 0 {
+		return known, nil
+	}
+	return ids, nil
+}
+
+func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*Attached, error) {
+	if a.hooked() {
+		// The hooks end first: with --enforce they would hold us to the policy, too.
+		if err := e.adopt(ctx, a.Attachment); err != nil {
+			return nil, err
+		}
+		if err := e.unhook(a.ID); err != nil {
+			return nil, err
+		}
+	}
+	l, err := e.locate(ctx, []attachment{a})
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	do := attach.Run{File: a.Attachment, Rate: e.options.Rate, Ended: l.ended, Step: e.options.AttachStep}
+	before := true
+	for _, o := range all {
+		switch {
+		case o.Attachment == a.Attachment:
+			before = false
+		case before:
+			do.Older = append(do.Older, o.Attachment)
+		default:
+			do.Newer = append(do.Newer, o.Attachment)
+		}
+	}
+	means := l.means(a.Len())
+	defer means.close()
+	do.Transport, do.Batch = means.transport, means.batch
+	sockets := a.Sockets()
+	targets := make([]attach.Target, len(sockets))
+	for n, s := range sockets {
+		targets[n] = attach.Target{ID: s.ID, Owners: l.holders[s.ID]}
+	}
+	out := &Attached{ID: a.ID, Snapshot: l.snap}
+	back := map[uint32]hostDefaults{}
+	start := time.Now()
+	err = do.Detach(ctx, targets, func(n int, rep attach.Report) {
+		l.book(out, sockets[n], rep, back)
+	})
+	l.how(start, "changed %s by %s", count(len(targets), "connection"), means.name)
+	if err != nil {
+		return nil, err
+	}
+	if a.Len() == 0 {
+		if err := a.Remove(); err != nil {
+			return nil, err
+		}
+	}
+	l.keepOnly()
+	l.finish()
+	return out, nil
+}
+
+// book counts what became of one socket, and shows it where it is listed.
+func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, hosts map[uint32]hostDefaults) {
+	out.Matched++
+	switch {
+	case rep.Ended:
+		out.Ended++
+	case rep.Done:
+		out.Changed++
+	default:
+		out.Failed++
+	}
+	out.ByValue += l.byValue(s, rep.Back, hosts)
+	i, listed := l.find(s.ID)
+	if !listed || rep.Ended {
+		if rep.Why != "" {
+			l.note(false, "connection %s: %s", s.ID, rep.Why)
+		}
+		return
+	}
+	l.snap.outcomes[i] = Outcome{Action: actionDetach, Done: rep.Done, Error: rep.Why}
+	l.snap.table.at(i).settings = 0
+}
+
+// byValue counts the values put back that the host has as well.
+func (l *located) byValue(s journal.Attached, back []keepalive.Part, hosts map[uint32]hostDefaults) (n int) {
+	if len(back) == 0 || l.spaces[s.ID.NetNS] == nil {
+		return 0
+	}
+	host, ok := hosts[s.ID.NetNS]
+	if !ok {
+		host, _ = l.spaces[s.ID.NetNS].defaults() // zero, which no socket has, where they cannot be read
+		hosts[s.ID.NetNS] = host
+	}
+	for part, same := range map[keepalive.Part]bool{
+		keepalive.PartIdle:     time.Duration(s.Was.Idle)*time.Second == host.policy.Idle,
+		keepalive.PartInterval: time.Duration(s.Was.Interval)*time.Second == host.policy.Interval,
+		keepalive.PartProbes:   int(s.Was.Probes) == host.policy.Probes,
+	} {
+		if same && slices.Contains(back, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// keepOnly hides the rows without an outcome, and reads the others' settings.
+func (l *located) keepOnly() {
+	for i := range l.snap.table.n {
+		if _, ok := l.snap.outcomes[i]; !ok {
+			l.snap.table.at(i).skip = true
+		}
+	}
+	l.readSettings(context.Background())
+}
+
+// attachedSockets are the sockets that we have put a policy on.
+func (e *Engine) attachedSockets(ctx context.Context) (map[conn.ID]bool, error) {
+	files, err := journal.Attachments(e.options.RuntimeDir)
+	defer func() {
+		for _, f := range files {
+			_ = f.Close() // nothing was written to it
+		}
+	}()
+	ids := map[conn.ID]bool{}
+	for _, f := range files {
+		for _, s := range f.Sockets() {
+			ids[s.ID] = true
+		}
+	}
+	if !e.options.NoBPF && mayUseBPF() {
+		err = errors.Join(err, e.hookedSockets(ctx, ids))
+	}
+	return ids, err
+}

@@ -1,0 +1,204 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"deadpeer/internal/attach"
+	"deadpeer/internal/bpf"
+	"deadpeer/internal/conn"
+	"deadpeer/internal/journal"
+)
+
+// hookRules are the rules of one hook: those for the same cgroup that are
+// enforced alike.
+type hookRules struct {
+	cgroup  string // its folder
+	enforce bool
+	rules   []bpf.Rule
+}
+
+// futureRules makes hooks of the rules for future connections, none if there
+// are none. A rule that its filter does not let be made is an error naming
+// the part.
+func (req *AttachRequest) futureRules() (hooks []hookRules, err error) {
+	for _, rule := range req.Rules {
+		if !rule.New {
+			continue
+		}
+		filter := rule.Future
+		if filter == nil {
+			if filter, err = conn.ParseFilter(nil, conn.Resolver{}); err != nil {
+				return nil, err
+			}
+		}
+		future, err := filter.Future()
+		if err != nil {
+			return nil, &FutureError{err}
+		}
+		cgroup, err := findCgroup(rule.Cgroup, rule.Unit)
+		if err != nil {
+			return nil, err
+		}
+		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.cgroup == cgroup && h.enforce == rule.Enforce })
+		if at < 0 {
+			at = len(hooks)
+			hooks = append(hooks, hookRules{cgroup: cgroup, enforce: rule.Enforce})
+		}
+		for _, f := range future {
+			hooks[at].rules = append(hooks[at].rules, bpf.Rule{
+				Local: bpf.Ports{Low: f.LocalLow, High: f.LocalHigh}, Peer: bpf.Ports{Low: f.PeerLow, High: f.PeerHigh}, From: f.Peer, Policy: rule.Policy,
+			})
+		}
+	}
+	return hooks, nil
+}
+
+// findCgroup is the folder of a cgroup v2, by its path below the root of the
+// hierarchy or by the systemd unit, and of all of them for neither.
+func findCgroup(path, unit string) (string, error) {
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup: %w", err)
+	}
+	if unit == "" {
+		dir := filepath.Join(root, filepath.Clean("/"+path))
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			return "", fmt.Errorf("no cgroup %s below %s: %w", conn.Printable(path), root, fs.ErrNotExist)
+		}
+		return dir, nil
+	}
+	found := ""
+	err = filepath.WalkDir(root, func(dir string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return nil // a cgroup may vanish meanwhile
+		case d.IsDir() && d.Name() == unit:
+			found = dir
+			return filepath.SkipAll
+		}
+		return nil
+	})
+	if err == nil && found == "" {
+		err = fmt.Errorf("no cgroup below %s is that of unit %s: %w", root, conn.Printable(unit), fs.ErrNotExist)
+	}
+	return found, err
+}
+
+// hook makes the hooks of an attachment, or none of them.
+func (e *Engine) hook(id string, hooks []hookRules) error {
+	const way = "without --new the connections there are now get the policy, by other means"
+	if e.options.NoBPF {
+		return fmt.Errorf("give future connections a policy: it takes BPF, which is switched off: %w; %s", errors.ErrUnsupported, way)
+	}
+	for n, h := range hooks {
+		hook, err := bpf.AttachHook(bpf.HookOptions{
+			Dir: e.options.HookDir, ID: id + "-" + strconv.Itoa(n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, By: "attach",
+		})
+		if err != nil {
+			return errors.Join(fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way), e.unhook(id))
+		}
+		if err := hook.Close(); err != nil {
+			return errors.Join(err, e.unhook(id))
+		}
+	}
+	return nil
+}
+
+// hooksOf are the hooks of an attachment. Close them.
+func (e *Engine) hooksOf(id string) (mine []*bpf.Hook, err error) {
+	all, err := bpf.Hooks(e.options.HookDir)
+	for _, h := range all {
+		if strings.HasPrefix(h.Label.ID, id+"-") {
+			mine = append(mine, h)
+		} else {
+			err = errors.Join(err, h.Close())
+		}
+	}
+	return mine, err
+}
+
+func (e *Engine) unhook(id string) error {
+	hooks, err := e.hooksOf(id)
+	for _, h := range hooks {
+		err = errors.Join(err, h.Remove())
+	}
+	return err
+}
+
+func (a attachment) hooked() bool {
+	return slices.ContainsFunc(a.about.Rules, func(r attach.Rule) bool { return r.New })
+}
+
+// adopt notes the connections that got their policy from the hooks of an
+// attachment like those that were changed later in life.
+func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
+	hooks, err := e.hooksOf(f.ID)
+	defer closeHooks(hooks)
+	if err != nil {
+		return err
+	}
+	var records []journal.Attached
+	var ids []conn.ID
+	for _, h := range hooks {
+		if h.Damaged != nil {
+			continue // its maker was killed before it did anything, or its remover after all was noted
+		}
+		err := h.Changed(ctx, func(c bpf.Changed) error {
+			if _, ok := f.Socket(c.ID); !ok {
+				records, ids = append(records, attach.Given(c.ID, c.Before.Settings, c.Given)), append(ids, c.ID)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := f.Add(records); err != nil {
+		return err
+	}
+	return f.Applied(ids)
+}
+
+func closeHooks(hooks []*bpf.Hook) {
+	for _, h := range hooks {
+		_ = h.Close() // the hook goes on
+	}
+}
+
+// countHooks sums what the hooks of an attachment have done.
+func (e *Engine) countHooks(a *Attachment) error {
+	hooks, err := e.hooksOf(a.ID)
+	defer closeHooks(hooks)
+	for _, h := range hooks {
+		c, countErr := h.Counters()
+		err = errors.Join(err, countErr)
+		a.Given += c.Applied
+		a.NotGiven += c.Failed + c.Refused
+		a.Limited += c.Limited.Sum()
+		a.Active = a.Active || h.Active()
+	}
+	return err
+}
+
+// hookedSockets adds the connections that have their policy from any hook.
+func (e *Engine) hookedSockets(ctx context.Context, ids map[conn.ID]bool) error {
+	hooks, err := bpf.Hooks(e.options.HookDir)
+	defer closeHooks(hooks)
+	for _, h := range hooks {
+		if h.Damaged == nil {
+			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
+				ids[c.ID] = true
+				return nil
+			}))
+		}
+	}
+	return err
+}

@@ -1,0 +1,291 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/bpf"
+	"deadpeer/internal/conn"
+	"deadpeer/keepalive"
+)
+
+// hookDir is a folder on a bpffs of the test's own.
+func hookDir(t *testing.T) string {
+	t.Helper()
+	needBPF(t)
+	dir := t.TempDir()
+	ok(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	t.Cleanup(func() { ok(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir + "/hooks"
+}
+
+// testCgroup is a cgroup of the test's own, as a path below the root.
+func testCgroup(t *testing.T) string {
+	t.Helper()
+	needBPF(t)
+	own, err := ownCgroup()
+	dir := filepath.Join(own, "deadpeer-engine-test-"+strconv.Itoa(os.Getpid())+"-"+filepath.Base(t.Name()))
+	if err == nil {
+		err = os.Mkdir(dir, 0o755)
+	}
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	ok(t, err)
+	t.Cleanup(func() {
+		wait(t, "remove "+dir, func() bool { return unix.Rmdir(dir) == nil })
+	})
+	return "/" + must(filepath.Rel(must(bpf.CgroupRoot())(t), dir))(t)
+}
+
+// pairs makes connections on loopback ports, says what they have after it was
+// told to, and ends with its input.
+const pairs = `
+import socket, sys
+l = socket.create_server(("127.0.0.1", 7000))
+made = []
+def options(s):
+    return [s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)] + [s.getsockopt(socket.IPPROTO_TCP, o) for o in (4, 5, 6, 18)]
+for word in sys.stdin:
+    word = word.strip()
+    if word == "make":
+        c = socket.create_connection(l.getsockname())
+        made += [c, l.accept()[0]]
+    elif word == "weaken":
+        for s in made:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1000)
+    print(" ".join(map(str, options(made[-1]))), "|", " ".join(map(str, options(made[-2]))), flush=True)
+`
+
+// maker is a process that makes connections in a cgroup.
+type maker struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  interface{ WriteString(string) (int, error) }
+	out *bufio.Reader
+}
+
+func newMaker(t *testing.T, cgroup string, start func(*exec.Cmd) error) *maker {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", `ip link set lo up && echo 0 >"$1/cgroup.procs" && exec /usr/bin/python3 -c "$2"`, "sh", must(bpf.CgroupRoot())(t)+cgroup, pairs)
+	cmd.Stderr = os.Stderr
+	in, out := must(cmd.StdinPipe())(t), must(cmd.StdoutPipe())(t)
+	ok(t, start(cmd))
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	})
+	return &maker{t, cmd, in.(*os.File), bufio.NewReader(out)}
+}
+
+// do tells the maker what to do and gives both ends' options after it.
+func (m *maker) do(what, want string) {
+	m.t.Helper()
+	must(m.in.WriteString(what + "\n"))(m.t)
+	if line := must(m.out.ReadString('\n'))(m.t); line != want+" | "+want+"\n" {
+		m.t.Errorf("after %s: %s, want %s of both", what, strings.TrimSpace(line), want)
+	}
+}
+
+// Connections of a cgroup get the policy when they are made, cannot lose it
+// when that is enforced, are shown as ours, and are as they were after detach.
+func TestAttachNew(t *testing.T) {
+	t.Parallel()
+	for name, enforce := range map[string]bool{"plain": false, "enforced": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			cgroup := testCgroup(t)
+			hooks := hookDir(t)
+			w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
+			m := newMaker(t, cgroup, w.server.Start)
+			m.do("make", "0 7200 75 9 0")
+			future := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+			a := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{
+				Filter: future, Future: future, Policy: minute(), New: true, Enforce: enforce, Cgroup: cgroup,
+			}}}))(t)
+			if a.ID == "" || !a.New || a.Changed != 2 {
+				t.Errorf("%+v", a)
+			}
+			m.do("make", "1 40 5 4 0")
+			weakened := "0 1000 5 4 0"
+			if enforce {
+				weakened = "1 40 5 4 0"
+			}
+			m.do("weaken", weakened)
+			ours := 0
+			for c := range must(w.engine.Scan(t.Context(), w.request()))(t).All() {
+				if c.Origin == OriginDeadpeer {
+					ours++
+				}
+			}
+			list := must(w.engine.Attachments(t.Context()))(t)
+			if ours != 4 || len(list) != 1 || list[0].Sockets != 4 || list[0].Given != 2 || !list[0].Active || (list[0].Limited > 0) != enforce {
+				t.Errorf("%d shown as ours, %+v", ours, list)
+			}
+			before := "0 7200 75 9 0"
+			if !enforce {
+				before = "0 1000 75 9 0" // its own
+			}
+			if done := w.detach(); len(done) != 1 || done[0].Changed != 4 || done[0].Failed != 0 {
+				t.Errorf("%+v", done)
+			}
+			m.do("show", before)
+			m.do("make", "0 7200 75 9 0")
+			if left := must(bpf.Hooks(hooks))(t); len(left) != 0 {
+				t.Errorf("%d hooks are left", len(left))
+			}
+			nothingLeft(t, w.dir)
+		})
+	}
+}
+
+// Without BPF future connections are refused with the way out, and nothing is
+// done by halves.
+func TestAttachNewWithoutBPF(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.connect("tcp4", w.near, 2)
+	before := w.serverOptions()
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), NoBPF: true})
+	rule := AttachRule{Policy: minute(), New: true}
+	_, err := w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}})
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "without --new") {
+		t.Errorf("got %v", err)
+	}
+	rule.Future = must(conn.ParseFilter([]string{"heard > 10m"}, conn.Resolver{}))(t)
+	var future *FutureError
+	if _, err := w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}); !errors.As(err, &future) {
+		t.Errorf("got %v", err)
+	}
+	w.unchanged(before)
+	nothingLeft(t, w.dir)
+	w.attach(w.request(), minute())
+	w.detach()
+	w.unchanged(before)
+}
+
+// A program that was started ends, and its watcher was killed: clean removes
+// its hook and its cgroup, and leaves those of one that still runs.
+func TestRunCleaned(t *testing.T) {
+	t.Parallel()
+	dir := runtimeDir(t)
+	hooks := hookDir(t)
+	start := func(script string) *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Filter: script}.String())
+		cmd.Stderr = os.Stderr
+		return cmd
+	}
+	going := start("read line; exit 3")
+	in, out := must(going.StdinPipe())(t), &strings.Builder{}
+	going.Stdout = out
+	ok(t, going.Start())
+	count := func() int {
+		list, _ := bpf.Hooks(hooks)
+		closeHooks(list)
+		return len(list)
+	}
+	wait(t, "start", func() bool { return count() == 1 && populatedHook(hooks) })
+	ended := start("cat /proc/self/cgroup; kill -9 $$")
+	b, err := ended.Output()
+	exit := new(exec.ExitError)
+	if !errors.As(err, &exit) || exit.Sys().(interface{ Signaled() bool }).Signaled() == false {
+		t.Errorf("got %v, want it killed", err)
+	}
+	_, path, _ := strings.Cut(string(b), "0::")
+	cgroup := filepath.Join(must(bpf.CgroupRoot())(t), strings.TrimSpace(path))
+	if _, err := os.Stat(cgroup); err != nil || count() != 2 {
+		t.Errorf("before cleaning: %v, %d hooks", err, count())
+	}
+	e := New(Options{RuntimeDir: dir, HookDir: hooks})
+	wait(t, "the kernel counts it no more", func() bool { return !populated(cgroup) })
+	if n := must(e.Clean(t.Context()))(t); n != 1 || count() != 1 {
+		t.Errorf("cleaned %d, %d hooks", n, count())
+	}
+	if _, err := os.Stat(cgroup); err == nil {
+		t.Errorf("%s is left", cgroup)
+	}
+	ok(t, in.Close())
+	if err := going.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("got %v, want exit code 3", err)
+	}
+	wait(t, "clean up", func() bool {
+		must(e.Clean(t.Context()))(t)
+		return count() == 0
+	})
+}
+
+func populatedHook(dir string) bool {
+	list, _ := bpf.Hooks(dir)
+	defer closeHooks(list)
+	return len(list) == 1 && populated(list[0].Label.Cgroup)
+}
+
+// runProgram is what a child of role run does.
+func (r role) runProgram(ctx context.Context) error {
+	return New(Options{RuntimeDir: r.Dir, HookDir: r.Hooks}).RunProgram(ctx, ProgramRequest{
+		Args: []string{"/bin/sh", "-c", r.Filter}, Env: os.Environ(),
+		Policy: keepalive.Policy{Idle: 30 * time.Second, Interval: 5 * time.Second, Probes: 4, UserTimeout: -1},
+		Watch:  func(string, *os.File) error { return nil },
+	})
+}
+
+// Two namespaces have connections of the same addresses and ports: only that
+// of the chosen one changes.
+func TestAttachSameTuple(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	pair := func(do func(func() error) error) (c, s net.Conn) {
+		ok(t, do(func() error {
+			l, err := net.Listen("tcp4", "127.0.0.1:7000")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = l.Close() }()
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 7001}, KeepAlive: -1}
+			if c, err = d.Dial("tcp4", "127.0.0.1:7000"); err == nil {
+				s, err = l.Accept()
+			}
+			return err
+		}))
+		t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+		return c, s
+	}
+	for _, h := range []func(func() error) error{w.server.Do, w.near.Do} {
+		ok(t, h(func() error { return exec.Command("ip", "link", "set", "lo", "up").Run() }))
+	}
+	c, s := pair(w.server.Do)
+	c2, s2 := pair(w.near.Do)
+	all := []*net.TCPConn{c.(*net.TCPConn), s.(*net.TCPConn), c2.(*net.TCPConn), s2.(*net.TCPConn)}
+	var before []options
+	for _, c := range all {
+		before = append(before, optionsOf(t, c))
+	}
+	if a := w.attach(w.filtered("sport = :7000 or dport = :7000"), minute()); a.Changed != 2 {
+		t.Errorf("%+v", a)
+	}
+	for n, c := range all {
+		if o := optionsOf(t, c); (o != before[n]) != (n < 2) {
+			t.Errorf("%d: %+v, was %+v", n, o, before[n])
+		}
+	}
+	w.detach()
+	for n, c := range all {
+		if o := optionsOf(t, c); o != before[n] {
+			t.Errorf("%d: %+v, was %+v", n, o, before[n])
+		}
+	}
+}

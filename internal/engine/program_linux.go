@@ -1,0 +1,259 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/bpf"
+)
+
+const (
+	runHook   = "run-"          // hooks of programs that were started by us
+	runCgroup = "deadpeer-run-" // and their cgroups
+)
+
+// RunProgram becomes the program, in a cgroup of its own below ours, all of
+// whose connections get the policy before the program has them. It returns
+// only when that failed, with everything put back. Being the program itself,
+// and no parent of it, keeps its pid, signals, terminal and exit code as they
+// would be. Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and write access to the
+// cgroup.
+func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
+	path, err := exec.LookPath(req.Args[0])
+	if err != nil {
+		return fmt.Errorf("find program: %w", err)
+	}
+	unlock, err := e.lockSettings(ctx) // the kernel gives it back when the program begins
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := e.cleanHooks(); err != nil {
+		return err
+	}
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails
+	id := hex.EncodeToString(random[:])
+	own, err := ownCgroup()
+	if err != nil {
+		return err
+	}
+	cgroup := filepath.Join(own, runCgroup+id)
+	if err := os.Mkdir(cgroup, 0o755); err != nil {
+		return fmt.Errorf("make a cgroup for the program: %w", err)
+	}
+	err = e.runIn(cgroup, id, path, req)
+	back := os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte("0"), 0)
+	return errors.Join(err, back, e.endProgram(id, cgroup))
+}
+
+func (e *Engine) runIn(cgroup, id, path string, req ProgramRequest) error {
+	if e.options.NoBPF {
+		return fmt.Errorf("give the program a policy: it takes BPF, which is switched off: %w; start it without, then deadpeer attach --pid", errors.ErrUnsupported)
+	}
+	hook, err := bpf.AttachHook(bpf.HookOptions{
+		Dir: e.options.HookDir, ID: runHook + id, Cgroup: cgroup, Rules: []bpf.Rule{{Policy: req.Policy}}, Enforce: req.Enforce, By: "run",
+	})
+	if err != nil {
+		return fmt.Errorf("give the program a policy: %w; start it without, then deadpeer attach --pid; deadpeer doctor says what is missing", noBPFFS(err))
+	}
+	if err := hook.Close(); err != nil {
+		return err
+	}
+	begun, hold, err := os.Pipe() // hold is closed by execve(2)
+	if err != nil {
+		return err
+	}
+	defer func() { _, _ = hold.Close(), begun.Close() }()
+	if err := req.Watch(id, begun); err != nil {
+		return fmt.Errorf("start the watcher: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("enter the cgroup of the program: %w", err)
+	}
+	signal.Reset() // ignored ones become ignored again
+	if err := syscall.Exec(path, req.Args, req.Env); err != nil {
+		return fmt.Errorf("start %s: %w", path, err)
+	}
+	return nil
+}
+
+// noBPFFS says how to get what a hook is pinned on.
+func noBPFFS(err error) error {
+	if _, missing := bpf.PinDir(); missing != nil {
+		return fmt.Errorf("%w (%w): mount -t bpf bpf /sys/fs/bpf", err, errors.ErrUnsupported)
+	}
+	return err
+}
+
+// ownCgroup is the folder of the cgroup v2 we are in.
+func ownCgroup() (string, error) {
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return "", fmt.Errorf("find our cgroup: %w", err)
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find our cgroup: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			dir := filepath.Join(root, filepath.Clean("/"+path))
+			if _, err := os.Stat(dir); err == nil {
+				return dir, nil
+			}
+		}
+	}
+	return root, nil
+}
+
+// WatchProgram waits until a program that RunProgram became, and all that it
+// has started, have ended, and removes their cgroup and hook. begun ends when
+// the program has begun.
+func (e *Engine) WatchProgram(id string, begun io.Reader) error {
+	if _, err := io.Copy(io.Discard, begun); err != nil {
+		return fmt.Errorf("wait for the program: %w", err)
+	}
+	hooks, err := e.runHooks()
+	defer closeHooks(hooks)
+	at := slices.IndexFunc(hooks, func(h *bpf.Hook) bool { return h.Label.ID == runHook+id })
+	if at < 0 {
+		return err // it has been cleaned up
+	}
+	cgroup := hooks[at].Label.Cgroup
+	for populated(cgroup) {
+		if err := awaitEvent(filepath.Join(cgroup, "cgroup.events")); err != nil {
+			return fmt.Errorf("watch the program's cgroup: %w", err)
+		}
+	}
+	return e.endProgram(id, cgroup)
+}
+
+// awaitEvent waits until the file may say something else (cgroups(7), "Cgroups
+// v2 release notification"), for a second at most.
+func awaitEvent(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	var b [64]byte
+	if _, err := f.Read(b[:]); err != nil || !bytes.Contains(b[:], []byte("populated 1")) {
+		return nil
+	}
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, int(time.Second/time.Millisecond))
+	if errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	return err
+}
+
+// populated reports whether a process lives in the cgroup or below it.
+func populated(cgroup string) bool {
+	b, err := os.ReadFile(filepath.Join(cgroup, "cgroup.events"))
+	return err == nil && bytes.Contains(b, []byte("populated 1"))
+}
+
+// endProgram removes the hook and the cgroup of a program that has ended.
+func (e *Engine) endProgram(id, cgroup string) error {
+	hooks, err := e.runHooks()
+	for _, h := range hooks {
+		if h.Label.ID == runHook+id {
+			err = errors.Join(err, h.Remove())
+		} else {
+			err = errors.Join(err, h.Close())
+		}
+	}
+	return errors.Join(err, removeCgroup(cgroup))
+}
+
+// removeCgroup removes a cgroup and those that the program has made below it.
+func removeCgroup(cgroup string) error {
+	if !strings.HasPrefix(filepath.Base(cgroup), runCgroup) {
+		return nil // not one of ours
+	}
+	var dirs []string
+	_ = filepath.WalkDir(cgroup, func(dir string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, dir)
+		}
+		return nil // what cannot be read cannot be removed either
+	})
+	var errs []error
+	for _, dir := range slices.Backward(dirs) {
+		// A process that has ended may still be counted for a moment.
+		err := unix.Rmdir(dir)
+		for try := 0; errors.Is(err, unix.EBUSY) && try < 50; try++ {
+			time.Sleep(20 * time.Millisecond)
+			err = unix.Rmdir(dir)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// runHooks are the hooks of started programs. Close them.
+func (e *Engine) runHooks() (mine []*bpf.Hook, err error) {
+	all, err := bpf.Hooks(e.options.HookDir)
+	for _, h := range all {
+		if strings.HasPrefix(h.Label.ID, runHook) {
+			mine = append(mine, h)
+		} else {
+			err = errors.Join(err, h.Close())
+		}
+	}
+	return mine, err
+}
+
+// cleanHooks removes hooks whose attachment is gone, and those of programs
+// that have ended while nobody watched. The caller has the lock.
+func (e *Engine) cleanHooks() (removed int, err error) {
+	all, err := bpf.Hooks(e.options.HookDir)
+	if len(all) == 0 || err != nil {
+		return 0, err
+	}
+	known, err := e.attachments()
+	closeAttachments(known)
+	for _, h := range all {
+		id, _, _ := strings.Cut(h.Label.ID, "-")
+		program, started := strings.CutPrefix(h.Label.ID, runHook)
+		var stray bool
+		switch {
+		case started:
+			stray = !populated(h.Label.Cgroup)
+		default:
+			stray = err == nil && !slices.ContainsFunc(known, func(a attachment) bool { return a.ID == id })
+		}
+		switch {
+		case !stray:
+			err = errors.Join(err, h.Close())
+		case started:
+			removed++
+			err = errors.Join(err, h.Close(), e.endProgram(program, h.Label.Cgroup))
+		default:
+			removed++
+			err = errors.Join(err, h.Remove())
+		}
+	}
+	return removed, err
+}

@@ -195,10 +195,25 @@ func outcomeCell(_ *table, b []byte, c *engine.Connection) []byte {
 	case o == nil:
 		return append(b, '-')
 	case o.Done:
-		return append(b, "released"...)
+		b = append(b, participle(o.Action)...)
+		if o.Error != "" {
+			b = append(append(b, ", "...), o.Error...)
+		}
+		return b
 	case o.Error == "":
 		return append(b, "planned"...)
 	default:
 		return append(b, o.Error...)
 	}
+}
+
+// participle is the word for an action that is done.
+func participle(action string) string {
+	switch action {
+	case "attach":
+		return "attached"
+	case "detach":
+		return "put back"
+	}
+	return "released"
 }

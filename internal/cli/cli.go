@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
 )
 
 // Exit codes.
@@ -52,6 +53,8 @@ type app struct {
 	common common
 	found  map[conn.Verdict]int // by the last show
 	left   int
+
+	attached *engine.Attached // what show is to show, when that is one
 }
 
 // Run runs the command line and returns the exit code. args leaves out the
@@ -133,6 +136,10 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 		a.scan(),
 		a.check(),
 		a.release(),
+		a.attach(),
+		a.detach(),
+		a.run(),
+		a.watcher(),
 		a.forecast(),
 		a.profiles(),
 		a.trace(),

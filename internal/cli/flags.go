@@ -29,6 +29,7 @@ type common struct {
 	noColor     bool
 	noOwners    bool
 	noBPF       bool
+	by          string // "program", "unit" or "peer": show groups instead
 	fresh       duration
 	stuckAfter  duration
 	leakedAfter duration

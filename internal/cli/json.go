@@ -202,27 +202,52 @@ type jsonSummary struct {
 	Left        int            `json:"left_alone"`
 }
 
+func newJSONSummary(sum *engine.Summary) jsonSummary {
+	s := jsonSummary{
+		Connections: sum.Connections, Verdicts: map[string]int{}, Blind: sum.Blind, Unforeseen: sum.Unforeseen,
+		Released: sum.Released, Planned: sum.Planned, Left: sum.Left,
+	}
+	for _, v := range conn.Verdicts() {
+		s.Verdicts[v.String()] = sum.ByVerdict[v]
+	}
+	if sum.Worst > 0 {
+		s.WorstS = new(sum.Worst.Seconds())
+	}
+	return s
+}
+
 // jsonObject is the output as one object; the summary, known last, comes last.
 type jsonObject struct {
 	encoder
-	w *bufio.Writer
-	n int
+	w        *bufio.Writer
+	n        int
+	attached *jsonAttached
 }
 
 func newJSON(w *bufio.Writer, snap *engine.Snapshot) *jsonObject {
 	return &jsonObject{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, w: w}
 }
 
-func (j *jsonObject) head() error {
+// jsonHead begins every object.
+type jsonHead struct {
+	Schema  int    `json:"schema"`
+	Host    string `json:"host"`
+	TakenAt string `json:"taken_at"`
+}
+
+func newJSONHead(snap *engine.Snapshot) jsonHead {
 	host, err := os.Hostname()
 	if err != nil {
 		host = ""
 	}
+	return jsonHead{1, host, snap.TakenAt.Format(time.RFC3339Nano)}
+}
+
+func (j *jsonObject) head() error {
 	head, err := json.Marshal(struct {
-		Schema  int    `json:"schema"`
-		Host    string `json:"host"`
-		TakenAt string `json:"taken_at"`
-	}{1, host, j.snap.TakenAt.Format(time.RFC3339Nano)})
+		jsonHead
+		*jsonAttached
+	}{newJSONHead(j.snap), j.attached})
 	if err != nil {
 		return err
 	}
@@ -255,17 +280,7 @@ func (j *jsonObject) end(sum *engine.Summary) error {
 			return err
 		}
 	}
-	s := jsonSummary{
-		Connections: sum.Connections, Verdicts: map[string]int{}, Blind: sum.Blind, Unforeseen: sum.Unforeseen,
-		Released: sum.Released, Planned: sum.Planned, Left: sum.Left,
-	}
-	for _, v := range conn.Verdicts() {
-		s.Verdicts[v.String()] = sum.ByVerdict[v]
-	}
-	if sum.Worst > 0 {
-		s.WorstS = new(sum.Worst.Seconds())
-	}
-	tail, err := json.Marshal(s)
+	tail, err := json.Marshal(newJSONSummary(sum))
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,15 @@ up, however long the peer is gone.`,
 				return err
 			}
 			e := a.engine()
+			switch a.common.by {
+			case "", "peer":
+			case "program", "unit":
+				if req.NoOwners {
+					return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", a.common.by))
+				}
+			default:
+				return usage(fmt.Errorf("--by: %q is not one of program, unit, peer", a.common.by))
+			}
 			if req.NoOwners && !req.Filter.NeedsOwners() {
 				return a.stream(cmd.Context(), e, req)
 			}
@@ -45,6 +54,7 @@ up, however long the peer is gone.`,
 		},
 	}
 	a.addCommon(cmd, false)
+	cmd.Flags().StringVar(&a.common.by, "by", "", "`group` by program, unit or peer: connections, blind, worst detection time")
 	cmd.Flags().BoolVar(&a.common.noOwners, "no-owners", false, "do not look for the processes that hold the connections (faster)")
 	return cmd
 }

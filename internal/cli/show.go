@@ -20,14 +20,22 @@ type output interface {
 
 // output gives the one asked for; snap tells of the processes.
 func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output {
+	if a.common.by != "" {
+		return newGroups(w, snap, a.common.by, a.common.output)
+	}
 	switch a.common.output {
 	case "json":
-		return newJSON(w, snap)
+		j := newJSON(w, snap)
+		j.attached = newJSONAttached(a.attached)
+		return j
 	case "jsonl":
+		if a.attached != nil {
+			return newAttachedLine(w, a.attached)
+		}
 		return newJSONLines(w, snap)
 	}
 	return newTable(w, snap, table{
-		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners,
+		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 // connections set the widths; a wider cell further down pushes its line.
 type table struct {
 	wide, colour, asked, acted, owners bool
+	attached                           *engine.Attached // what is shown, when that is one
 
 	w      *bufio.Writer
 	snap   *engine.Snapshot
@@ -215,7 +216,7 @@ func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 	if sum.Unforeseen > 0 {
 		fmt.Fprintf(w, "%d without a forecast: settings not read, or data in flight\n", sum.Unforeseen)
 	}
-	if t.acted {
+	if t.acted && t.attached == nil {
 		fmt.Fprintf(w, "released %d, planned %d, dead but left alone %d\n", sum.Released, sum.Planned, sum.Left)
 	}
 	return nil

@@ -11,6 +11,8 @@
 //	                     a host of its own, with nothing in /etc/sysctl.d, for
 //	                     all the steps: deadpeer's arguments, WRITE FILE LINE,
 //	                     CAT FILE or READONLY FOLDER
+//	                     two connections: 10.…:living answers, 10.…:gone is cut off;
+//	                     after the word then other commands, without --netns
 //	json-paths PATH...   every path of the JSON on stdin, with its type unless
 //	                     it is named: then that depends on the machine
 //	exits CODE PROGRAM ARG...
@@ -175,7 +177,18 @@ func halfOpen(args []string) int {
 		interrupt := time.AfterFunc(after, func() { check(unix.Kill(os.Getpid(), unix.SIGINT)) })
 		defer interrupt.Stop()
 	}
-	return deadpeer(append(args, "--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())))
+	netns := []string{"--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())}
+	for {
+		then := slices.Index(args, "then")
+		if then < 0 {
+			return deadpeer(append(args, netns...))
+		}
+		if code := deadpeer(append(slices.Clone(args[:then]), netns...)); code != 0 {
+			return code
+		}
+		// What is attached is found wherever it is.
+		args, netns = args[then+1:], nil
+	}
 }
 
 // ownHost runs steps one after the other on a host that they have for

@@ -1,0 +1,207 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/internal/verdict"
+	"deadpeer/keepalive"
+)
+
+func (a *app) attach() *cobra.Command {
+	var policy policyFlags
+	var inFlight, dryRun bool
+	var file string
+	var future futureFlags
+	cmd := &cobra.Command{
+		Use:   "attach [FILTER...]",
+		Short: "Put a keepalive policy on connections of running programs",
+		Long: `attach puts a keepalive policy on the connections of programs that run already,
+whatever they are written in. Nothing is restarted. What each socket had is
+written down first; deadpeer detach gives it back. The policy stays after the
+command.
+
+With --within, --profile or --idle, --interval and --probes a vanished peer of
+an idle connection is noticed. Data in flight is another matter: only a user
+timeout bounds it, which also ends a living peer that keeps its window shut for
+that long. It is set when asked for, with --in-flight or --user-timeout; else
+attach says what is left open.
+
+A connection that has been idle for longer than the policy allows is probed at
+once. A peer that rebooted, or a box on the path that forgot the connection,
+answers with RST and so ends it.
+
+With --new future connections get the policy, too, before their program does,
+by BPF: those of the whole host, of a --cgroup and those below it, or of a
+--unit. The filter then may tell ports, the peer's address and the family. With
+--enforce programs cannot weaken it: their calls succeed and do no more than it
+allows.
+
+A file of --rules is a list, of which a connection has the first that matches:
+
+  - {match: "sport = :5432", within: 90s, in_flight: true}
+  - {match: "dst 10.0.0.0/8", profile: lan, new: true, unit: app.service}
+
+with the keys match, within, profile, idle, interval, probes, user_timeout,
+in_flight, new, enforce, cgroup and unit.
+
+Left alone, unless the filter names the cookie: your own SSH session and
+kubelet.`,
+		Example: `  sudo deadpeer attach --within 90s 'sport = :3050'
+  sudo deadpeer attach --profile lan --dry-run --comm postgres
+  sudo deadpeer attach --new --unit nginx.service --within 60s
+  sudo deadpeer attach list
+  sudo deadpeer detach`,
+		RunE: func(cmd *cobra.Command, words []string) error {
+			req, err := a.request(words)
+			if err != nil {
+				return err
+			}
+			if file != "" {
+				if policy != (policyFlags{}) || inFlight || future != (futureFlags{}) {
+					return usage(errors.New("--rules says it all: no policy, --in-flight, --new or --enforce beside it"))
+				}
+				rules, err := a.readRules(file)
+				if err != nil {
+					return err
+				}
+				besides, err := conn.ParseFilter(words, resolver())
+				if err != nil {
+					return err
+				}
+				for n := range rules {
+					rules[n].Future = rules[n].Future.And(besides)
+				}
+				return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: rules, DryRun: dryRun})
+			}
+			p, err := policy.attachable(inFlight)
+			if err != nil {
+				return usage(err)
+			}
+			rule := engine.AttachRule{Policy: p, New: future.connections, Enforce: future.enforce}
+			if err := a.future(&rule, words); err != nil {
+				return err
+			}
+			return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: []engine.AttachRule{rule}, DryRun: dryRun})
+		},
+	}
+	a.addCommon(cmd, false)
+	f := cmd.Flags()
+	policy.add(f)
+	f.BoolVar(&inFlight, "in-flight", false, "bound data in flight, too: a user timeout of idle + probes times interval")
+	future.add(f)
+	f.StringVar(&file, "rules", "", "read policies from this YAML `file`: a list of rules, the first that matches holds")
+	f.BoolVar(&dryRun, "dry-run", false, "change nothing, show what would be changed")
+	cmd.AddCommand(a.attachList())
+	return cmd
+}
+
+// futureFlags say what is wanted of future connections.
+type futureFlags struct{ connections, enforce bool }
+
+func (n *futureFlags) add(f *pflag.FlagSet) {
+	f.BoolVar(&n.connections, "new", false, "future connections, too")
+	f.BoolVar(&n.enforce, "enforce", false, "with --new: do not let programs weaken the policy")
+}
+
+// future completes a rule for future connections. What selects programs by
+// name or number cannot be told of those to come.
+func (a *app) future(rule *engine.AttachRule, words []string) (err error) {
+	if rule.New && (a.common.pid != 0 || a.common.comm != "") {
+		return usage(errors.New("--new cannot go by --pid or --comm: give --cgroup or --unit, or start the program by deadpeer run"))
+	}
+	rule.Cgroup, rule.Unit = a.common.cgroup, a.common.unit
+	if err := checkFuture(rule); err != nil {
+		return usage(err)
+	}
+	rule.Future, err = conn.ParseFilter(words, resolver())
+	return err
+}
+
+// checkFuture refuses rules for future connections that cannot be.
+func checkFuture(rule *engine.AttachRule) error {
+	switch {
+	case !rule.New && rule.Enforce:
+		return errors.New("enforce needs new: it is about connections made from now on")
+	case !rule.New:
+	case rule.Unit != "" && rule.Cgroup != "":
+		return errors.New("new: give one of cgroup and unit")
+	case rule.Policy.Idle == 0 || rule.Policy.Interval == 0 || rule.Policy.Probes == 0:
+		return errors.New("new needs within, profile, or all of idle, interval and probes")
+	}
+	return nil
+}
+
+// attachable is the policy for sockets of others: without a user timeout
+// unless it was asked for.
+func (p *policyFlags) attachable(inFlight bool) (keepalive.Policy, error) {
+	if *p == (policyFlags{}) {
+		return keepalive.Policy{}, errors.New("give a policy: --within, --profile, or --idle, --interval and --probes")
+	}
+	policy, err := p.policy(keepalive.Policy{UserTimeout: -1})
+	if err != nil {
+		return policy, err
+	}
+	switch {
+	case inFlight && p.userTimeout != 0:
+		return policy, errors.New("give one of --in-flight and --user-timeout")
+	case inFlight && (policy.Idle == 0 || policy.Interval == 0 || policy.Probes == 0):
+		return policy, errors.New("--in-flight needs --within, --profile, or all of --idle, --interval and --probes")
+	case inFlight:
+		policy.UserTimeout = policy.Idle + time.Duration(policy.Probes)*policy.Interval
+	case p.userTimeout == 0:
+		policy.UserTimeout = -1
+	}
+	return policy, policy.ValidateFor("linux")
+}
+
+func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
+	saveMemory(os.Getenv)
+	done, err := a.engine().Attach(ctx, req)
+	var future *engine.FutureError
+	switch {
+	case errors.As(err, &future):
+		return usage(err)
+	case err != nil:
+		return err
+	}
+	if err := a.finishAttached(done); err != nil {
+		return err
+	}
+	switch {
+	case done.New && !req.DryRun:
+		a.say("attachment %s: %s, and those to come; deadpeer detach %s ends it and gives back what was there", done.ID, count(done.Changed, "connection"), done.ID)
+	case done.Matched == 0:
+		a.say("no connection was matched: nothing was attached")
+	case req.DryRun:
+		a.say("nothing was changed; without --dry-run %s would get the policy", count(done.Changed, "connection"))
+	case done.ID != "":
+		a.say("attachment %s: %s; deadpeer detach %s gives back what was there", done.ID, count(done.Changed, "connection"), done.ID)
+	}
+	if f := done.InFlight; f != nil {
+		a.say("data in flight is given up only after %s to %s (tcp_retries2); --in-flight bounds it", verdict.Duration(f.Earliest), verdict.Duration(f.Latest))
+	}
+	return a.partly(done)
+}
+
+// finishAttached shows what attaching or detaching came to.
+func (a *app) finishAttached(done *engine.Attached) error {
+	a.attached = done
+	defer func() { a.attached = nil }()
+	return a.finish(done.Snapshot, true)
+}
+
+func (a *app) partly(done *engine.Attached) error {
+	if done.Failed > 0 {
+		return &exit{exitPartly, fmt.Errorf("not, or not wholly: %s; OUTCOME says why", count(done.Failed, "connection"))}
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/engine"
+	"deadpeer/keepalive"
+)
+
+func (a *app) attachList() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the policies that are on connections of running programs",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+			}
+			list, err := a.engine().Attachments(cmd.Context())
+			if err != nil && list == nil {
+				return err
+			}
+			var shown error
+			if output == "json" {
+				shown = a.attachmentsJSON(list)
+			} else {
+				shown = a.attachmentsTable(list)
+			}
+			return errors.Join(err, shown)
+		},
+	}
+	addOutput(cmd, &output, "table", "json")
+	return cmd
+}
+
+func (a *app) attachmentsTable(list []engine.Attachment) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(a.stdout, "no attachments")
+		return err
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tAGE\tOPEN\tENDED\tNEW\tPOLICY\tFILTER")
+	for _, l := range list {
+		for n, r := range l.Rules {
+			match := conn.Printable(r.Match)
+			if match == "" {
+				match = "every connection"
+			}
+			if n > 0 {
+				fmt.Fprintf(w, "\t\t\t\t\t%s\t%s\n", policyCell(r.Policy), match)
+				continue
+			}
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", l.ID, appendSpan(nil, max(0, time.Since(l.At))), l.Sockets, l.Ended, newCell(l), policyCell(r.Policy), match)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, l := range list {
+		if l.NotGiven > 0 {
+			a.say("attachment %s: %s went without it: the kernel refused, or their own user timeout would have made it fatal", l.ID, count(int(l.NotGiven), "new connection"))
+		}
+		if l.Limited > 0 {
+			a.say("attachment %s: %s of programs would have weakened it and did not", l.ID, count(int(l.Limited), "call"))
+		}
+		if l.Incomplete > 0 {
+			a.say("attachment %s: a deadpeer was killed while it changed %s; deadpeer detach %s mends that", l.ID, count(l.Incomplete, "connection"), l.ID)
+		}
+	}
+	return nil
+}
+
+// newCell counts the new connections that got the policy.
+func newCell(l engine.Attachment) string {
+	switch {
+	case !l.New:
+		return "-"
+	case !l.Active:
+		return fmt.Sprintf("%d, ended", l.Given)
+	}
+	return fmt.Sprint(l.Given)
+}
+
+// policyCell shows a policy in the way of the column KEEPALIVE, with a dash for
+// what it leaves alone.
+func policyCell(p keepalive.Policy) string {
+	span := func(d time.Duration) string {
+		if d == 0 {
+			return "-"
+		}
+		return string(appendSpan(nil, d))
+	}
+	probes := "-"
+	if p.Probes > 0 {
+		probes = fmt.Sprint(p.Probes)
+	}
+	text := span(p.Idle) + "+" + probes + "×" + span(p.Interval)
+	if p.UserTimeout > 0 {
+		text += ", user timeout " + span(p.UserTimeout)
+	}
+	return text
+}
+
+func (a *app) attachmentsJSON(list []engine.Attachment) error {
+	type policy struct {
+		IdleS         *int64 `json:"idle_s"`
+		IntervalS     *int64 `json:"interval_s"`
+		Probes        *int   `json:"probes"`
+		UserTimeoutMS *int64 `json:"user_timeout_ms"`
+	}
+	type rule struct {
+		Filter string `json:"filter"`
+		Policy policy `json:"policy"`
+		New    bool   `json:"new_connections"`
+		Force  bool   `json:"enforce"`
+	}
+	type attachment struct {
+		ID         string `json:"attachment"`
+		At         string `json:"at"`
+		Rules      []rule `json:"rules"`
+		Open       int    `json:"open"`
+		Ended      int    `json:"ended"`
+		Incomplete int    `json:"incomplete"`
+		New        bool   `json:"new_connections"`
+		Active     bool   `json:"active"`
+		Given      uint64 `json:"given"`
+		NotGiven   uint64 `json:"not_given"`
+		Limited    uint64 `json:"limited_calls"`
+	}
+	out := struct {
+		Schema      int          `json:"schema"`
+		Attachments []attachment `json:"attachments"`
+	}{Schema: 1, Attachments: []attachment{}}
+	positive := func(d, unit time.Duration) *int64 {
+		if d <= 0 {
+			return nil
+		}
+		return new(int64(d / unit))
+	}
+	for _, l := range list {
+		j := attachment{ID: l.ID, At: l.At.Format(time.RFC3339Nano), Open: l.Sockets, Ended: l.Ended, Incomplete: l.Incomplete, New: l.New,
+			Active: l.Active, Given: l.Given, NotGiven: l.NotGiven, Limited: l.Limited}
+		for _, r := range l.Rules {
+			p := policy{IdleS: positive(r.Policy.Idle, time.Second), IntervalS: positive(r.Policy.Interval, time.Second), UserTimeoutMS: positive(r.Policy.UserTimeout, time.Millisecond)}
+			if r.Policy.Probes > 0 {
+				p.Probes = &r.Policy.Probes
+			}
+			j.Rules = append(j.Rules, rule{conn.Printable(r.Match), p, r.New, r.Enforce})
+		}
+		out.Attachments = append(out.Attachments, j)
+	}
+	enc := json.NewEncoder(a.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(out)
+}
+
+func (a *app) detach() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "detach [ID...]",
+		Short: "Give connections back the settings they had before attach",
+		Long: `detach gives every connection of an attachment the settings it had before, reads
+them again, and drops the attachment. Without an ID it takes the only one there
+is. What a program has changed itself meanwhile stays, and is said.
+
+A value that a socket had from its host can be put back only as a value of its
+own: a later change of the host's default will not reach it.`,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			switch a.common.output {
+			case "table", "wide", "json", "jsonl":
+			default:
+				return usage(fmt.Errorf("--output: %q is not one of table, wide, json, jsonl", a.common.output))
+			}
+			if all && len(ids) > 0 {
+				return usage(errors.New("give IDs or --all"))
+			}
+			e := a.engine()
+			if len(ids) == 0 && !all {
+				list, err := e.Attachments(cmd.Context())
+				switch {
+				case len(list) > 1:
+					var known []string
+					for _, l := range list {
+						known = append(known, l.ID)
+					}
+					return usage(fmt.Errorf("there are several attachments, %s: name one, or give --all", strings.Join(known, ", ")))
+				case err != nil:
+					return err
+				}
+			}
+			saveMemory(os.Getenv)
+			return a.runDetach(cmd, e, ids)
+		},
+	}
+	f := cmd.Flags()
+	addOutput(cmd, &a.common.output, "table", "wide", "json", "jsonl")
+	f.BoolVarP(&a.common.verbose, "verbose", "v", false, "say how things were found out")
+	f.BoolVar(&a.common.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
+	f.BoolVar(&all, "all", false, "all attachments")
+	f.BoolVar(&a.common.noBPF, "no-bpf", false, "change connections without BPF")
+	_ = f.MarkHidden("no-bpf") // the flag was added just now
+	return cmd
+}
+
+func (a *app) runDetach(cmd *cobra.Command, e *engine.Engine, ids []string) error {
+	done, err := e.Detach(cmd.Context(), ids...)
+	if _, unknown := errors.AsType[*engine.UnknownAttachmentError](err); unknown {
+		return usage(err)
+	}
+	if len(done) == 0 && err == nil {
+		a.say("no attachments")
+	}
+	for _, d := range done {
+		if shown := a.finishAttached(d); shown != nil && err == nil {
+			err = shown
+		}
+		a.say("attachment %s: %s put back, %d had ended", d.ID, count(d.Changed, "connection"), d.Ended)
+		if d.ByValue > 0 {
+			a.say("%s put back by value equal the host's default: whether they were the program's own cannot be told, and a later change of the default will not reach them", count(d.ByValue, "value"))
+		}
+		if failed := a.partly(d); failed != nil && err == nil {
+			err = failed
+		}
+	}
+	return err
+}

@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseRules(t *testing.T) {
+	rules, err := parseRules([]byte(`
+- match: "sport = :5432"
+  within: 90s
+- {match: dst 10.0.0.0/8, idle: 30s, interval: 5s, probes: 4, in_flight: true, new: true, enforce: true}
+- profile: lan
+`))
+	if err != nil || len(rules) != 3 {
+		t.Fatal(rules, err)
+	}
+	if r := rules[0]; r.Filter.String() != "sport = :5432" || r.Policy.UserTimeout != -1 || r.Policy.Idle == 0 || r.New {
+		t.Errorf("%+v", r)
+	}
+	if r := rules[1]; r.Policy.UserTimeout != 50*time.Second || !r.New || !r.Enforce || r.Future.String() != "dst = 10.0.0.0/8" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestParseRulesRefuses(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                      "no rules",
+		"match: x":                              "line 1, column 1: a list",
+		"[]":                                    "line 1, column 1: a list",
+		"- x":                                   "line 1, column 3: a rule",
+		"- withn: 90s":                          `line 1, column 3: unknown key "withn", did you mean "within"`,
+		"- within: 90s\n  zzzzzzz: 1":           `line 2, column 3: unknown key "zzzzzzz"`,
+		"- within: 90":                          "line 1, column 11: within: parse duration",
+		"- within: [90s]":                       "line 1, column 11: within: one value",
+		"- within: 90s\n  within: 80s":          "line 2, column 3: within is there twice",
+		"- {within: 90s, match: sprt = 1}":      `line 1, column 24:`,
+		"- {within: 90s, new: maybe}":           `neither true nor false`,
+		"- {within: 90s, enforce: true}":        "line 1, column 3: enforce needs new",
+		"- {idle: 9s, new: true}":               "line 1, column 3: new needs within",
+		"- match: a = 1":                        "give a policy",
+		"- {probes: x}":                         `"x" is no number`,
+		"- {within: 90s, ? [a] : b}":            "unknown key",
+		"- \x00":                                "control characters",
+		strings.Repeat("- {within: 90s}\n", 65): "65 rules, allowed are 64",
+	} {
+		if _, err := parseRules([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func FuzzParseRules(f *testing.F) {
+	f.Add([]byte("- {match: \"sport = :5432\", within: 90s}"))
+	f.Add([]byte("- {match: dst 10.0.0.0/8, idle: 30s, interval: 5s, probes: 4, in_flight: true, new: true, enforce: true}"))
+	f.Add([]byte("- &a {within: 90s}\n- *a\n- {<<: *a}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rules, err := parseRules(b)
+		if err != nil {
+			return
+		}
+		for _, r := range rules {
+			if r.Filter == nil || r.Policy.ValidateFor("linux") != nil || r.Enforce && !r.New {
+				t.Errorf("%q: accepted %+v", b, r)
+			}
+		}
+	})
+}

@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+
+	"github.com/spf13/cobra"
+
+	"deadpeer/internal/engine"
+)
+
+// Exit codes of programs that could not be started, as of env(1).
+const (
+	exitCannotRun = 126
+	exitNotFound  = 127
+)
+
+func (a *app) run() *cobra.Command {
+	var policy policyFlags
+	var inFlight, enforce bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] -- PROGRAM [ARG...]",
+		Short: "Start a program with a keepalive policy on all its connections",
+		Long: `run starts a program in a cgroup of its own and gives every connection of it, and
+of whatever it starts, the policy before the program has it: programs that know
+nothing of keepalive, and static ones, too. It takes BPF.
+
+deadpeer becomes the program: pid, signals, terminal and exit code are the
+program's own. The policy ends with the last process in the cgroup. What the
+program sets itself later holds, unless --enforce is given: then it cannot
+weaken the policy; its calls succeed and do no more than it allows.`,
+		Example: `  sudo deadpeer run --within 30s -- setpriv --reuid app --regid app --init-groups ./server
+  sudo deadpeer run --profile lan --enforce -- psql -h db`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := policy.attachable(inFlight)
+			if err == nil && (p.Idle == 0 || p.Interval == 0 || p.Probes == 0) {
+				err = errors.New("give --within, --profile, or all of --idle, --interval and --probes")
+			}
+			if err != nil {
+				return usage(err)
+			}
+			err = a.engine().RunProgram(cmd.Context(), engine.ProgramRequest{
+				Args: args, Env: os.Environ(), Policy: p, Enforce: enforce, Watch: startWatcher,
+			})
+			var missing *exec.Error
+			var refused *fs.PathError
+			switch {
+			case errors.As(err, &missing) && errors.Is(err, fs.ErrPermission):
+				return &exit{exitCannotRun, err}
+			case errors.As(err, &missing), errors.As(err, &refused) && errors.Is(err, fs.ErrNotExist) && refused.Path == args[0]:
+				return &exit{exitNotFound, err}
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	policy.add(f)
+	f.BoolVar(&inFlight, "in-flight", false, "bound data in flight, too: a user timeout of idle + probes times interval")
+	f.BoolVar(&enforce, "enforce", false, "do not let the program weaken the policy")
+	f.BoolVar(&a.common.noBPF, "no-bpf", false, "go without BPF")
+	_ = f.MarkHidden("no-bpf") // the flag was added just now
+	return cmd
+}
+
+// watchRun is what startWatcher starts.
+const watchRun = "watch-run"
+
+// watcher cleans up after a program. It starts itself again, so that the
+// program has no child that it knows nothing of.
+func (a *app) watcher() *cobra.Command {
+	return &cobra.Command{
+		Use: watchRun + " ID", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			begun := os.NewFile(3, "begun")
+			defer func() { _ = begun.Close() }()
+			if os.Getenv(watchRun) == "" {
+				cmd := watchCommand(args[0], begun)
+				cmd.Env = append(os.Environ(), watchRun+"=1")
+				return cmd.Start()
+			}
+			return a.engine().WatchProgram(args[0], begun)
+		},
+	}
+}
+
+func startWatcher(id string, begun *os.File) error { return watchCommand(id, begun).Run() }
+
+func watchCommand(id string, begun *os.File) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", watchRun, id)
+	cmd.ExtraFiles = []*os.File{begun}
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir = "/"
+	cmd.SysProcAttr = newSession()
+	return cmd
+}

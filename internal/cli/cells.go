@@ -194,6 +194,8 @@ func outcomeCell(_ *table, b []byte, c *engine.Connection) []byte {
 	switch o := c.Outcome; {
 	case o == nil:
 		return append(b, '-')
+	case o.Done && o.Via == engine.ViaDatabase:
+		return append(b, "released by the database"...)
 	case o.Done:
 		b = append(b, participle(o.Action)...)
 		if o.Error != "" {

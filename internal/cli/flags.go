@@ -34,6 +34,7 @@ type common struct {
 	stuckAfter  duration
 	leakedAfter duration
 	silence     duration
+	databases   []string
 }
 
 // duration is a flag in the language of durations: Go's, d and w.
@@ -124,6 +125,10 @@ func (a *app) request(words []string) (engine.Request, error) {
 		return engine.Request{}, err
 	}
 	filter = filter.And(flags)
+	databases, err := a.databases()
+	if err != nil {
+		return engine.Request{}, err
+	}
 	return engine.Request{
 		Netns:  c.netns,
 		Filter: filter,
@@ -135,6 +140,8 @@ func (a *app) request(words []string) (engine.Request, error) {
 		Memory:   c.output == "wide",
 		Settings: c.output != "table",
 		Timeout:  time.Duration(c.timeout),
+
+		Databases: databases,
 	}, nil
 }
 

@@ -38,7 +38,7 @@ type jsonConnection struct {
 	Reason    string        `json:"reason"`
 	Evidence  *jsonEvidence `json:"evidence"`
 	Forecast  *jsonForecast `json:"forecast"`
-	Session   *struct{}     `json:"session"`
+	Session   *jsonSession  `json:"session"`
 	Outcome   *jsonOutcome  `json:"outcome,omitempty"`
 }
 
@@ -82,9 +82,10 @@ type jsonForecast struct {
 }
 
 type jsonOutcome struct {
-	Action string  `json:"action"`
-	Done   bool    `json:"done"`
-	Error  *string `json:"error"`
+	Action string     `json:"action"`
+	Via    engine.Via `json:"via,omitempty"` // where databases were looked into
+	Done   bool       `json:"done"`
+	Error  *string    `json:"error"`
 }
 
 // encoder turns connections into lines. Names are made printable once.
@@ -131,8 +132,11 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 			j.Forecast.InS, j.Forecast.Errno = new(math.Round(f.Earliest.Seconds()*1000)/1000), new(f.Errno)
 		}
 	}
+	if c.Session != nil {
+		j.Session = sessionOf(c.Session)
+	}
 	if o := c.Outcome; o != nil {
-		j.Outcome = &jsonOutcome{Action: o.Action, Done: o.Done}
+		j.Outcome = &jsonOutcome{Action: o.Action, Via: o.Via, Done: o.Done}
 		if o.Error != "" {
 			j.Outcome.Error = &o.Error
 		}

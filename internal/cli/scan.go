@@ -42,7 +42,7 @@ up, however long the peer is gone.`,
 			default:
 				return usage(fmt.Errorf("--by: %q is not one of program, unit, peer", a.common.by))
 			}
-			if req.NoOwners && !req.Filter.NeedsOwners() {
+			if req.NoOwners && !req.Filter.NeedsOwners() && len(req.Databases) == 0 {
 				return a.stream(cmd.Context(), e, req)
 			}
 			saveMemory(os.Getenv)
@@ -54,6 +54,7 @@ up, however long the peer is gone.`,
 		},
 	}
 	a.addCommon(cmd, false)
+	a.addDatabases(cmd)
 	cmd.Flags().StringVar(&a.common.by, "by", "", "`group` by program, unit or peer: connections, blind, worst detection time")
 	cmd.Flags().BoolVar(&a.common.noOwners, "no-owners", false, "do not look for the processes that hold the connections (faster)")
 	return cmd
@@ -104,12 +105,14 @@ and connections with both ends on this host.`,
 		},
 	}
 	a.addCommon(cmd, true)
+	a.addDatabases(cmd)
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit 10 when a dead peer was found")
 	return cmd
 }
 
 func (a *app) release() *cobra.Command {
 	var yes, despiteOutage, evenAlive bool
+	var via, session string
 	cmd := &cobra.Command{
 		Use:   "release [FILTER...]",
 		Short: "End the connections whose peer is proven dead",
@@ -121,27 +124,45 @@ one gets an error on its next call and lets go of whatever it held.
 Right before each is ended its identity and evidence are read again; one that
 has heard anything since it was first asked is left alone. Nothing is ended
 over a path that itself seems gone (interface down, gateway silent, most peers
-silent) unless --despite-outage is given: exit code 3 says what was held.`,
+silent) unless --despite-outage is given: exit code 3 says what was held.
+
+With --db a connection that has a database session is ended by the database
+itself (pg_terminate_backend, KILL, DELETE FROM MON$ATTACHMENTS) and seen to be
+gone; where that fails, by its socket, and the session seen to be gone.`,
+
 		Example: `  sudo deadpeer release 'sport = :3050'          # the plan
   sudo deadpeer release --yes 'sport = :3050'
-  sudo deadpeer release --yes --even-alive 'cookie = 81985529216486895'`,
+  sudo deadpeer release --yes --even-alive 'cookie = 81985529216486895'
+  sudo deadpeer release --yes --db @/root/databases 'sport = :3050'
+  sudo deadpeer release --yes --db @/root/databases --even-alive --session 12`,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			req, err := a.request(words)
 			if err != nil {
 				return err
 			}
+			if req.Via, err = viaFlag(via, len(req.Databases) > 0); err != nil {
+				return err
+			}
+			if session != "" {
+				if req.Filter, err = a.nameSession(cmd.Context(), req, session); err != nil {
+					return err
+				}
+			}
 			if evenAlive && !req.Filter.NamesOne() {
-				return usage(errors.New("--even-alive needs a filter that names one connection: cookie = N"))
+				return usage(errors.New("--even-alive needs a filter that names one connection: cookie = N, or --session ID"))
 			}
 			req.Settings, req.DespiteOutage, req.EvenAlive = true, despiteOutage, evenAlive
 			return a.runRelease(cmd.Context(), req, yes)
 		},
 	}
 	a.addCommon(cmd, true)
+	a.addDatabases(cmd)
 	f := cmd.Flags()
+	f.StringVar(&via, "via", string(engine.ViaAuto), "end connections with a session via `auto`, database or socket (needs --db)")
+	f.StringVar(&session, "session", "", "only the connection of the database session with this `ID` (needs --db)")
 	f.BoolVar(&yes, "yes", false, "act; without it only the plan is shown")
 	f.BoolVar(&despiteOutage, "despite-outage", false, "release although our own side of the path seems gone")
-	f.BoolVar(&evenAlive, "even-alive", false, "release the connection the filter names by cookie, whatever its verdict")
+	f.BoolVar(&evenAlive, "even-alive", false, "release the connection that the filter names by cookie, or --session, whatever its verdict")
 	return cmd
 }
 
@@ -224,13 +245,25 @@ func (a *app) remark(snap *engine.Snapshot) error {
 			a.say("%s", how)
 		}
 	}
-	privilege := false
+	for _, h := range snap.Hints {
+		if h.Dead || a.common.verbose {
+			a.say("%s", h.Text)
+		}
+	}
+	privilege, untold, refused := false, false, false
 	for _, n := range snap.Notes {
 		a.say("%s", n.Text)
-		privilege = privilege || n.Privilege
+		privilege = privilege || n.Privilege && !n.Database
+		untold = untold || n.Database
+		refused = refused || n.Privilege && n.Database
 	}
-	if privilege && (snap.Asked || a.common.netns != "current") {
+	switch {
+	case privilege && (snap.Asked || a.common.netns != "current"):
 		return &exit{exitPrivilege, errors.New("not everything could be done; deadpeer doctor says what is missing")}
+	case refused:
+		return &exit{exitPrivilege, errors.New("a database did not tell all of its sessions")}
+	case untold:
+		return &exit{exitPartly, errors.New("a database did not tell of its sessions")}
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output 
 	}
 	return newTable(w, snap, table{
 		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
+		sessions: len(a.common.databases) > 0,
 	})
 }
 

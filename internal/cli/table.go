@@ -14,8 +14,8 @@ import (
 // table is the output as aligned columns, with counts at the foot. The first
 // connections set the widths; a wider cell further down pushes its line.
 type table struct {
-	wide, colour, asked, acted, owners bool
-	attached                           *engine.Attached // what is shown, when that is one
+	wide, colour, asked, acted, owners, sessions bool
+	attached                                     *engine.Attached // what is shown, when that is one
 
 	w      *bufio.Writer
 	snap   *engine.Snapshot
@@ -37,7 +37,7 @@ type line struct {
 // earlyLines set the widths.
 const earlyLines = 500
 
-const maxColumns = 20
+const maxColumns = 26
 
 // column is one column: its head, its cell, and whether it is flushed right.
 type column struct {
@@ -55,6 +55,9 @@ func (t *table) columns() []column {
 	}
 	if t.owners {
 		cols = append(cols, column{"OWNER", ownerCell, false})
+	}
+	if t.sessions {
+		cols = append(cols, sessionColumns()...)
 	}
 	cols = append(cols, column{"HEARD", heardCell, true})
 	if !t.asked || t.wide {

@@ -88,6 +88,9 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 		}
 		return err
 	})
+	if err == nil {
+		err = r.tie(ctx)
+	}
 	r.finish()
 	return r.snap, err
 }

@@ -16,6 +16,7 @@ import (
 	"deadpeer/internal/attach"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
+	"deadpeer/internal/session"
 	"deadpeer/internal/verdict"
 )
 
@@ -71,6 +72,11 @@ type Request struct {
 	// Acting, used by Plan:
 	DespiteOutage bool // release although our own side seems gone
 	EvenAlive     bool // release what the filter names by cookie, whatever its verdict
+	// Databases are looked into while the connections are, and their
+	// sessions tied to them. One that does not answer costs no more than 3 s
+	// and its own sessions.
+	Databases []session.Source
+	Via       Via // how Plan.Act ends connections that have a session (auto)
 
 	alsoNetns []string // looked into as well, where they can be
 }

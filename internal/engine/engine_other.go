@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+
+	"deadpeer/internal/conn"
 )
 
 func unsupported(what string) error {
@@ -38,6 +40,11 @@ func (e *Engine) Check(context.Context, Request) (*Snapshot, error) {
 // Plan is for Linux only.
 func (e *Engine) Plan(context.Context, Request) (*Plan, error) {
 	return nil, unsupported("plan a release")
+}
+
+// FindSession is for Linux only.
+func (e *Engine) FindSession(context.Context, Request, string) (conn.ID, error) {
+	return conn.ID{}, unsupported("find the connection of a session")
 }
 
 // Act is for Linux only.

@@ -17,6 +17,7 @@ type Plan struct {
 	close func()
 	diag  map[uint32]release.Destroyer // by network namespace
 	items []planned
+	via   Via
 }
 
 // planned is a connection that Act will end.

@@ -19,13 +19,16 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Snapshot: r.snap, close: r.close, diag: map[uint32]release.Destroyer{}}
+	p := &Plan{Snapshot: r.snap, close: r.close, via: req.Via, diag: map[uint32]release.Destroyer{}}
 	for n, s := range r.spaces {
 		p.diag[n] = s.diag
 	}
 	err = r.ask(ctx, r.req.Rules.Silence, func(q *inquiry) error { return p.decide(ctx, q) })
 	if err == nil && req.EvenAlive {
 		p.addNamed(r)
+	}
+	if err == nil {
+		err = r.tie(ctx)
 	}
 	r.finish()
 	if err != nil {
@@ -151,13 +154,15 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 	return holds, nil
 }
 
-// Act ends what was planned. Each connection's evidence is read again at most
+// Act ends what was planned: the connections with a database session through
+// their database, as Request.Via says, the others by their socket. Each connection's evidence is read again at most
 // 5 ms before, and whoever has heard anything is left alone. Outcomes are in
 // Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act has tried some
 // and says so of the others.
 func (p *Plan) Act(ctx context.Context) error {
 	bySpace := map[uint32][]planned{}
-	for _, item := range p.items {
+	left := p.endSessions(ctx)
+	for _, item := range left {
 		n := item.item.Sock.NetNS
 		bySpace[n] = append(bySpace[n], item)
 	}
@@ -167,13 +172,10 @@ func (p *Plan) Act(ctx context.Context) error {
 			items[k] = list[k].item
 		}
 		release.Act(ctx, p.diag[n], items, func(k int, err error) {
-			o := Outcome{Action: actionRelease, Done: err == nil}
-			if err != nil {
-				o.Error = err.Error()
-			}
-			p.Snapshot.outcomes[list[k].row] = o
+			p.settle(list[k].row, p.viaSocket(), err)
 		})
 	}
+	p.verifySessions(ctx, left)
 	p.items = nil
 	return ctx.Err()
 }

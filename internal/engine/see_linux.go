@@ -33,6 +33,7 @@ type run struct {
 	snap   *Snapshot
 	index  index  // by cookie
 	hidden string // why some owners may not have been found
+	looks  looks
 
 	settingsMu sync.Mutex // guards settingsAt and snap.settings
 	settingsAt map[setting]uint32
@@ -52,6 +53,9 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 	if n := r.readSettings(ctx); n > 0 {
 		r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))
 	}
+	if err := r.tie(ctx); err != nil {
+		return nil, err
+	}
 	r.finish()
 	return r.snap, ctx.Err()
 }
@@ -68,6 +72,9 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 		}
 	}()
 	req = r.req
+	if err := r.lookInto(ctx); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	var owners *ownerSearch
 	if !req.NoOwners || req.Filter.NeedsOwners() {
@@ -163,6 +170,7 @@ func (r *run) open() error {
 }
 
 func (r *run) close() {
+	r.looks.close()
 	for _, s := range r.spaces {
 		if s.paths != nil {
 			_ = s.paths.Close()
@@ -281,6 +289,10 @@ func (r *run) finish() {
 		if r.selected(i) {
 			snap.order = append(snap.order, i)
 		}
+	}
+	snap.everything = r.req.Filter.String() == ""
+	if len(r.req.Databases) == 0 {
+		snap.hint()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/session"
 	"deadpeer/internal/sockdiag"
 	"deadpeer/internal/verdict"
 	"deadpeer/keepalive"
@@ -16,6 +17,7 @@ type Snapshot struct {
 	TakenAt time.Time
 	Asked   bool     // by Check or Plan
 	Notes   []Note   // what could not be seen or done, for people
+	Hints   []Hint   // databases that could be looked into
 	How     []string // by what means things were found out, for the curious
 	Rules   verdict.Rules
 
@@ -29,12 +31,17 @@ type Snapshot struct {
 	hz        int
 	attached  map[conn.ID]bool // sockets whose policy is ours
 	outcomes  map[uint32]Outcome
+
+	ties       []Tie
+	tieAt      map[uint32]int // by row
+	everything bool           // the filter selects every connection
 }
 
 // Note is something a run could not see or do.
 type Note struct {
 	Text      string
 	Privilege bool // more privilege or a newer kernel would help: exit code 4
+	Database  bool // a database that was asked for by name did not tell: exit code 3, or 4 with Privilege
 }
 
 // Connection is one connection of a snapshot, for showing.
@@ -48,7 +55,8 @@ type Connection struct {
 	Memory         *sockdiag.Memory
 	Evidence       verdict.Evidence
 	Judgement      verdict.Judgement
-	Outcome        *Outcome // nil unless something was done, or planned
+	Outcome        *Outcome         // nil unless something was done, or planned
+	Session        *session.Session // nil unless a database was looked into and tells of one
 
 	hz          int
 	outcome     Outcome // what Outcome points to
@@ -63,6 +71,7 @@ func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }
 // Outcome is what was done to a connection.
 type Outcome struct {
 	Action string // "release", "attach" or "detach"
+	Via    Via    // how, where databases were looked into: ViaDatabase or ViaSocket
 	Done   bool
 	Error  string // why not, or what was left out; "" when nothing was tried yet
 }
@@ -149,6 +158,9 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 		c.Judgement = verdict.Judgement{Verdict: a.verdict, Why: a.why, FalseChance: a.falseChance()}
 	} else {
 		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
+	}
+	if t := s.tieOf(i); t != nil {
+		c.Session = t.Session
 	}
 	if o, ok := s.outcomes[i]; ok {
 		c.outcome = o

@@ -1,0 +1,163 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"deadpeer/internal/conn"
+	"deadpeer/internal/session"
+)
+
+// Via is how a connection with a database session is released.
+type Via string
+
+// The ways. The zero Via is ViaAuto.
+const (
+	ViaAuto     Via = "auto"     // the database's own way, and when that fails the socket
+	ViaDatabase Via = "database" // only the database's own way
+	ViaSocket   Via = "socket"   // only the socket; the database then rolls back by itself
+)
+
+// ErrNoSession says that no session of the databases has that ID and a
+// connection of this host.
+var ErrNoSession = errors.New("no such session on a connection of this host")
+
+// Tie is a database session and the connection behind it, as far as there is
+// one on this host.
+type Tie struct {
+	Source  session.Source
+	Session *session.Session
+	Leg     string // what stands between, or why no connection was found; "" for a plain tie
+
+	look   *look
+	row    uint32
+	tied   bool // row is its connection
+	shared bool // other sessions have the same peer: none is ended through the database
+}
+
+// look is what one database showed.
+type look struct {
+	db   *session.DB
+	view *session.View
+	err  error
+	took time.Duration
+	home map[uint32]bool // network namespaces where its server's end of connections is
+}
+
+// Hint is a database server of this host that nobody was asked to look into.
+type Hint struct {
+	Text string
+	Dead bool // one of its connections is dead
+}
+
+// Sessions yields the sessions that are shown: those of selected connections,
+// and where the run selected all connections, those without one too. The
+// Connection is nil or the caller's until the next one.
+func (s *Snapshot) Sessions() iter.Seq2[*Tie, *Connection] {
+	return func(yield func(*Tie, *Connection) bool) {
+		shown := make(map[uint32]bool, len(s.order))
+		for _, i := range s.order {
+			shown[i] = true
+		}
+		var c Connection
+		for i := range s.ties {
+			t := &s.ties[i]
+			switch {
+			case t.tied && shown[t.row]:
+				s.fill(&c, t.row)
+				if !yield(t, &c) {
+					return
+				}
+			case !t.tied && s.everything:
+				if !yield(t, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// tieOf gives what is known of row i's session, or nil.
+func (s *Snapshot) tieOf(i uint32) *Tie {
+	if at, ok := s.tieAt[i]; ok {
+		return &s.ties[at]
+	}
+	return nil
+}
+
+// serverScheme tells from its name what kind of database a program serves.
+func serverScheme(comm string) string {
+	switch comm {
+	case "postgres":
+		return "postgres"
+	case "mysqld":
+		return "mysql"
+	case "mariadbd":
+		return "mariadb"
+	case "firebird", "fb_smp_server", "fb_inet_server":
+		return "firebird"
+	case "runzeo":
+		return "zeo"
+	}
+	return ""
+}
+
+// hint finds the database servers among the owners of the selected
+// connections.
+func (s *Snapshot) hint() {
+	type server struct {
+		scheme string
+		port   uint16
+	}
+	at := map[server]int{}
+	const ephemeral = 32768 // a server's own connections elsewhere begin there (ip_local_port_range)
+	for _, i := range s.order {
+		row := s.table.at(i)
+		for _, o := range s.ownersOf(row) {
+			p := s.processes[o.PID]
+			if p == nil || row.sock.LocalPort >= ephemeral {
+				continue
+			}
+			scheme := serverScheme(p.Comm)
+			if scheme == "" {
+				continue
+			}
+			key := server{scheme, row.sock.LocalPort}
+			n, known := at[key]
+			if !known {
+				n = len(s.Hints)
+				at[key] = n
+				s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
+					conn.Printable(p.Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
+			}
+			if s.Asked && row.ask.verdict == conn.Dead {
+				s.Hints[n].Dead = true
+			}
+		}
+	}
+}
+
+func hintDatabase(scheme string) string {
+	switch scheme {
+	case "firebird":
+		return "/PATH/OF/DATABASE.fdb"
+	case "postgres":
+		return "postgres"
+	}
+	return ""
+}
+
+// describe names a process for messages.
+func (s *Snapshot) describe(owners []conn.Owner) string {
+	if len(owners) == 0 {
+		return "a program that we may not see"
+	}
+	name := ""
+	if p := s.processes[owners[0].PID]; p != nil {
+		name = conn.Printable(p.Comm)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s[%d]", name, owners[0].PID))
+}

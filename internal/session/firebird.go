@@ -80,12 +80,13 @@ func (f firebird) look(ctx context.Context, c *sql.Conn) (*View, error) {
 		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	l := firebirdLook{ctx: ctx, tx: tx, view: &View{Port: f.source.port}, writers: map[string][]int64{}, writes: map[int64]bool{}}
+	l := firebirdLook{ctx: ctx, tx: tx, view: &View{Port: f.source.port}, writers: map[string][]int64{}, writes: map[int64]bool{}, source: f.source, sessionOf: map[int64]int64{}}
 	for _, step := range []func() error{l.server, l.sessions, l.written, l.transactions, l.running, l.waits} {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
+	l.lockTable()
 	l.statements()
 	if l.partial {
 		l.view.Notes = append(l.view.Notes, Note{fmt.Sprintf("%s shows sessions of %s only: GRANT RDB$ADMIN TO %s, and log in with ?role=RDB$ADMIN",
@@ -103,6 +104,10 @@ type firebirdLook struct {
 	partial bool
 	writers map[string][]int64 // sessions that have changed a table and not ended
 	writes  map[int64]bool     // transactions that have changed anything
+	unclear bool               // several sessions may be the one that is waited for
+
+	source    Source
+	sessionOf map[int64]int64 // by transaction
 }
 
 func (l *firebirdLook) rows(query string, visit func(scan func(...any) error) error) error {
@@ -181,6 +186,7 @@ func (l *firebirdLook) transactions() error {
 		if err := scan(&session, &transaction, &age); err != nil {
 			return err
 		}
+		l.sessionOf[transaction] = session
 		s := l.find(session)
 		if s == nil || s.InTransaction && (!l.writes[transaction] || writes[session]) {
 			return nil
@@ -205,9 +211,9 @@ func (l *firebirdLook) running() error {
 	})
 }
 
-// waits tells who waits for whom. Firebird names the table only; when one
-// other session has changed that table, it is that one, and when several
-// have, nobody is named.
+// waits tells who waits for whom. The monitoring tables name the table only;
+// when one other session has changed that table, it is that one. When several
+// have, the lock table tells, where it can be read, else nobody is named.
 func (l *firebirdLook) waits() error {
 	return l.rows(firebirdWaits, func(scan func(...any) error) error {
 		var session int64
@@ -234,8 +240,28 @@ func (l *firebirdLook) waits() error {
 				s.WaitsFor = append(s.WaitsFor, strconv.FormatInt(h, 10))
 			}
 		}
+		l.unclear = l.unclear || len(holders) > 1
 		return nil
 	})
+}
+
+// lockTable names the holders that the monitoring tables leave open.
+func (l *firebirdLook) lockTable() {
+	if !l.unclear {
+		return
+	}
+	waits, err := firebirdLockTable(l.ctx, l.source)
+	if err != nil {
+		l.view.Notes = append(l.view.Notes, Note{Text: fmt.Sprintf("%s does not tell who waits for whom where several sessions changed a table, and its lock table could not be read: %s",
+			l.source, l.source.scrub(err.Error()))})
+		return
+	}
+	for waiter, holder := range waits {
+		s, h := l.find(l.sessionOf[waiter]), l.sessionOf[holder]
+		if s != nil && s.State == Waiting && len(s.WaitsFor) == 0 && h != 0 {
+			s.WaitsFor = []string{strconv.FormatInt(h, 10)}
+		}
+	}
 }
 
 // statements reads their text, for show: one that the server cannot convert

@@ -1,0 +1,158 @@
+package databases
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"deadpeer/internal/testnet"
+)
+
+func engines() map[string]func(testing.TB, *testnet.Host) *server {
+	return map[string]func(testing.TB, *testnet.Host) *server{"Firebird": firebird, "PostgreSQL": postgres, "MariaDB": mariadb}
+}
+
+// The scene of the locked row, with every way out of it: the database's own,
+// the socket, the kernel's keepalive, and none.
+func TestPhantoms(t *testing.T) {
+	t.Parallel()
+	for name, start := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			phantoms(t, newWorld(t, start))
+		})
+	}
+}
+
+func phantoms(t *testing.T, w *world) {
+	const (
+		forgotten = iota // nobody does anything about it
+		byDatabase
+		bySocket
+		byKeepalive
+		idle // the bystander's
+	)
+	left := w.phantom("left", forgotten)
+	killed := w.phantom("killed", byDatabase)
+	cut := w.phantom("cut", bySocket)
+	bystander := w.login()
+	tx := must(bystander.BeginTx(context.Background(), nil))(t)
+	ok(t, touch(t.Context(), tx, idle))
+
+	// With the host's defaults a phantom stays.
+	waitsForLeft := w.update(forgotten)
+	ok(t, left.link.Cut())
+	leftSince := time.Now()
+
+	waitsForKilled, waitsForCut := w.update(byDatabase), w.update(bySocket)
+	ok(t, killed.link.Cut())
+	ok(t, cut.link.Cut())
+
+	db := w.secretFile(boss, bossPassword)
+	r := w.deadpeer("check", "--db", db, "-o", "jsonl", "sport = :"+strconv.Itoa(w.server.port))
+	if r.code != 0 || r.stderr != "" {
+		t.Errorf("check: exit code %d: %s", r.code, r.stderr)
+	}
+	got := r.lines(t)
+	for name, p := range map[string]*phantom{"left": left, "killed": killed, "cut": cut} {
+		l := got[p.addr]
+		switch s := l.Session; {
+		case l.Verdict != "dead" || s == nil:
+			t.Fatalf("%s: %+v", name, l)
+		case s.Engine != w.server.engine || s.State != "idle in transaction" || s.Age <= 0 || s.User != lowly || !s.locked(w.server.table):
+			t.Errorf("%s: session %+v", name, s)
+		}
+	}
+	w.expectBlocked(got[killed.addr].Session, db)
+
+	r = w.deadpeer("release", "--yes", "--silence", "3s", "--db", db, "-o", "jsonl", "dst", killed.addr.String())
+	released := time.Now()
+	if o := r.lines(t)[killed.addr].Outcome; r.code != 0 || o == nil || !o.Done || o.Via != "database" {
+		t.Errorf("release: exit code %d, %+v: %s", r.code, o, r.stderr)
+	}
+	if late := waitsForKilled.within(t, 30*time.Second).Sub(released); late > 2*time.Second {
+		t.Errorf("the row came free %s after the release", late)
+	}
+	if n := w.deadpeer("scan", "-o", "jsonl", "dst", killed.addr.String()).stdout; n != "" {
+		t.Errorf("the database's end left a socket: %s", n)
+	}
+
+	// One who may not end sessions falls back on the socket, and says so.
+	// Firebird tells such a one nothing at all.
+	args := []string{"--db", w.secretFile(watch, watchPassword)}
+	if w.server.engine == "firebird" {
+		args = []string{"--db", db, "--via", "socket"}
+	}
+	r = w.deadpeer(append([]string{"release", "--yes", "--silence", "3s", "-o", "jsonl", "dst", cut.addr.String()}, args...)...)
+	released = time.Now()
+	if o := r.lines(t)[cut.addr].Outcome; r.code != 0 || o == nil || !o.Done || o.Via != "socket" {
+		t.Errorf("release: exit code %d, %+v: %s", r.code, o, r.stderr)
+	}
+	if w.server.engine != "firebird" {
+		contains(t, "the refusal", r.stderr, "GRANT", watch, "its socket was ended instead")
+	}
+	if late := waitsForCut.within(t, 30*time.Second).Sub(released); late > 2*time.Second {
+		t.Errorf("the row came free %s after the release", late)
+	}
+
+	// The classic remedy: keepalive, for whoever connects from now on.
+	for name, value := range map[string]string{"time": "2", "intvl": "1", "probes": "3"} {
+		ok(t, w.host.SetSysctl("net.ipv4.tcp_keepalive_"+name, value))
+	}
+	old := w.phantom("old", byKeepalive)
+	waitsForOld := w.update(byKeepalive)
+	ok(t, old.link.Cut())
+	asked := time.Now()
+	l := w.deadpeer("scan", "--db", db, "-o", "jsonl", "dst", old.addr.String()).lines(t)[old.addr]
+	if l.Forecast == nil || !l.Forecast.GivesUp || l.Session == nil || !l.Session.locked(w.server.table) {
+		t.Fatalf("scan: %+v", l)
+	}
+	forecast := time.Duration(l.Forecast.In * float64(time.Second))
+	took := waitsForOld.within(t, 60*time.Second).Sub(asked)
+	// The last answer may have been acknowledged after the scan began.
+	if took < forecast-500*time.Millisecond || took > forecast+10*time.Second {
+		t.Errorf("the kernel gave up after %s, forecast %s", took, forecast)
+	}
+
+	// The bystander, idle in its transaction all the time, goes on.
+	r = w.deadpeer("check", "--db", db, "-o", "jsonl", "dst", w.toDesk.IPv4(w.desk).String())
+	if !w.someIdle(r) {
+		t.Errorf("no living session is idle in transaction:\n%s", r.stdout)
+	}
+	ok(t, touch(t.Context(), tx, idle))
+	ok(t, tx.Commit())
+
+	const longer = 60 * time.Second
+	time.Sleep(longer - time.Since(leftSince))
+	if waitsForLeft.got() {
+		t.Errorf("with the defaults the row came free within %s: %v", time.Since(leftSince), waitsForLeft.err)
+	}
+}
+
+// expectBlocked holds the phantom to block one living session, which waits.
+func (w *world) expectBlocked(s *session, db string) {
+	w.t.Helper()
+	if len(s.Blocks) != 1 {
+		w.t.Errorf("%s blocks %q, want one", s.ID, s.Blocks)
+		return
+	}
+	for _, one := range w.deadpeer("sessions", "--db", db, "-o", "jsonl").ties(w.t) {
+		if one.Session.ID == s.Blocks[0] {
+			if one.Session.State != "waiting" || !slices.Equal(one.Session.Waits, []string{s.ID}) {
+				w.t.Errorf("the blocked session: %+v", one.Session)
+			}
+			return
+		}
+	}
+	w.t.Errorf("no session %s", s.Blocks[0])
+}
+
+// someIdle reports whether one living connection has a session that is idle
+// in its transaction.
+func (w *world) someIdle(r result) bool {
+	return slices.ContainsFunc(decode[line](w.t, r), func(l line) bool {
+		return l.Verdict == "alive" && l.Session != nil && l.Session.State == "idle in transaction"
+	})
+}

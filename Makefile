@@ -11,10 +11,10 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-windows format vet bench lint generate fuzz man clean
+.PHONY: help demo build test test-windows format vet bench bench-databases lint generate fuzz man clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
 
 demo: build ## show the main job in throw-away network namespaces
 	bin/deadpeer demo
@@ -42,6 +42,10 @@ vet:
 
 bench: ## measure scan, check and keepalive.Set against ss, a bare dump and package net
 	$(GO) run ./test/bench
+
+bench-databases: ## measure how long a phantom locks a row of Firebird, PostgreSQL and MariaDB
+	@.ci/packages
+	$(GO) test -run '^$$' -bench Release -benchtime 1x -timeout 10m ./test/e2e/databases
 
 lint: ## run golangci-lint at the version this tree is clean under
 	$(GO) run $(LINT) run ./...

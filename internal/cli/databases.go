@@ -20,7 +20,7 @@ const databasesVariable = "DEADPEER_DB"
 
 func (a *app) addDatabases(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&a.common.databases, "db", nil,
-		"look into this database: `URL` (firebird, postgres, mysql, mariadb, zeo), or @FILE of mode 0600 with one a line; repeatable (also: environment "+databasesVariable+")")
+		"look into this database, repeatable: `URL`, or @FILE of mode 0600 with URLs (also: environment "+databasesVariable+")")
 }
 
 // databases reads the URLs of --db, else those of the environment.
@@ -75,8 +75,11 @@ func viaFlag(value string, databases bool) (engine.Via, error) {
 
 // nameSession narrows the filter to the connection of a session.
 func (a *app) nameSession(ctx context.Context, req engine.Request, id string) (*conn.Filter, error) {
-	if len(req.Databases) == 0 {
+	switch {
+	case len(req.Databases) == 0:
 		return nil, usage(errors.New("--session needs --db"))
+	case id == "":
+		return nil, usage(errors.New("--session names none"))
 	}
 	found, err := a.engine().FindSession(ctx, req, id)
 	if err != nil {

@@ -143,7 +143,7 @@ gone; where that fails, by its socket, and the session seen to be gone.`,
 			if req.Via, err = viaFlag(via, len(req.Databases) > 0); err != nil {
 				return err
 			}
-			if session != "" {
+			if cmd.Flags().Changed("session") {
 				if req.Filter, err = a.nameSession(cmd.Context(), req, session); err != nil {
 					return err
 				}
@@ -158,7 +158,7 @@ gone; where that fails, by its socket, and the session seen to be gone.`,
 	a.addCommon(cmd, true)
 	a.addDatabases(cmd)
 	f := cmd.Flags()
-	f.StringVar(&via, "via", string(engine.ViaAuto), "end connections with a session via `auto`, database or socket (needs --db)")
+	f.StringVar(&via, "via", string(engine.ViaAuto), "`way` to end connections with a session: auto, database or socket")
 	f.StringVar(&session, "session", "", "only the connection of the database session with this `ID` (needs --db)")
 	f.BoolVar(&yes, "yes", false, "act; without it only the plan is shown")
 	f.BoolVar(&despiteOutage, "despite-outage", false, "release although our own side of the path seems gone")

@@ -1,0 +1,148 @@
+package databases
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// troubles are what may go wrong between deadpeer and a database: clear,
+// bounded, escaped, and no harm to those who live.
+func (w *world) troubles(t *testing.T) {
+	filter := fmt.Sprintf("sport = :%d", w.server.port)
+	sessions := func(url string) result { return w.deadpeer("scan", "--db", url, "-o", "jsonl", filter) }
+	said := func(what string, r result, code int, wanted ...string) {
+		t.Helper()
+		contains(t, what, r.stderr, wanted...)
+		if r.code != code || strings.Contains(r.stderr, "-secret") {
+			t.Errorf("%s: exit code %d, want %d: %s", what, r.code, code, r.stderr)
+		}
+		if len(r.lines(t)) == 0 {
+			t.Errorf("%s costs the connections, too", what)
+		}
+	}
+	said("a wrong password", sessions(w.server.url(boss, "wrong-secret")), 3, "log in to", "every user of this host can read a password", "did not tell")
+	said("a missing privilege", sessions(w.secretFile(lowly, lowlyPassword)), 4, "GRANT", lowly)
+	elsewhere := *w.server
+	elsewhere.port++
+	said("a server that is down", sessions(elsewhere.url(boss, bossPassword)), 3, "connection refused")
+
+	r := w.deadpeer("sessions")
+	if r.code != 2 || !strings.Contains(r.stderr, "--db "+w.server.scheme+"://USER@") {
+		t.Errorf("no URL: exit code %d, %s", r.code, r.stderr)
+	}
+	w.hostileText(t)
+	w.evenAlive(t)
+}
+
+// hostileText has a client run a statement that would clear a terminal.
+func (w *world) hostileText(t *testing.T) {
+	c := w.login()
+	statement := map[string]string{
+		"firebird": "SELECT '\x1b[2J\u202e' FROM RDB$DATABASE", "postgresql": "SELECT '\x1b[2J\u202e', pg_sleep(3)", "mariadb": "SELECT '\x1b[2J\u202e', SLEEP(3)",
+	}[w.server.engine]
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r, err := c.QueryContext(ctx, statement)
+		if err != nil {
+			return // canceled
+		}
+		<-ctx.Done() // a statement lasts as long as its rows
+		_ = r.Close()
+		_ = r.Err()
+	}()
+	db := w.secretFile(boss, bossPassword)
+	await(t, "the hostile statement", func() bool {
+		out := w.deadpeer("sessions", "--db", db, "-o", "wide").stdout
+		if strings.ContainsAny(out, "\x1b\u202e") {
+			t.Fatalf("it reached the terminal: %q", out)
+		}
+		return strings.Contains(out, `\x1b[2J`)
+	})
+	cancel()
+	<-done
+}
+
+// evenAlive ends a living session that is named, and only when told to.
+func (w *world) evenAlive(t *testing.T) {
+	c := w.login()
+	db := w.secretFile(boss, bossPassword)
+	tx := must(c.BeginTx(context.Background(), nil))(t)
+	ok(t, touch(t.Context(), tx, rows-1))
+	id := ""
+	await(t, "the session", func() bool { // InnoDB tells of what was up to 100 ms ago
+		for _, one := range w.deadpeer("sessions", "--db", db, "-o", "jsonl", "dst", w.toDesk.IPv4(w.desk).String()).ties(t) {
+			if one.Session.State == "idle in transaction" {
+				id = one.Session.ID // no other client at the desk is
+			}
+		}
+		return id != ""
+	})
+	release := func(more ...string) result {
+		return w.deadpeer(append([]string{"release", "--yes", "--silence", "3s", "--db", db, "-o", "jsonl", "--session", id}, more...)...)
+	}
+	address := w.toDesk.IPv4(w.desk)
+	if l := release().lines(t)[address]; l.Verdict != "alive" || l.Outcome != nil {
+		t.Errorf("a living client was to be released: %+v", l)
+	}
+	ok(t, touch(t.Context(), tx, rows-1))
+	r := release("--even-alive")
+	if l := r.lines(t)[address]; l.Verdict != "alive" || l.Outcome == nil || !l.Outcome.Done || l.Outcome.Via != "database" {
+		t.Errorf("session %s: exit code %d, %+v: %s", id, r.code, l, r.stderr)
+	}
+	if err := touch(t.Context(), tx, rows-1); err == nil {
+		t.Error("its session goes on")
+	}
+	if r := release("--even-alive"); r.code != 1 || !strings.Contains(r.stderr, "no such session") {
+		t.Errorf("gone: exit code %d, %s", r.code, r.stderr)
+	}
+}
+
+// A pooler stands between: deadpeer names it, and takes nobody behind it for
+// the client.
+func (w *world) pooled(t *testing.T) {
+	binary := program(t, "pgbouncer", "/usr/sbin/pgbouncer")
+	owner := credential(t, "postgres")
+	dir := folder(t, owner)
+	ok(t, os.WriteFile(filepath.Join(dir, "users"), fmt.Appendf(nil, "%q %q\n", boss, bossPassword), 0o644))
+	ok(t, os.WriteFile(filepath.Join(dir, "ini"), fmt.Appendf(nil, `[databases]
+postgres = host=127.0.0.1 port=5432 user=%s password=%s
+[pgbouncer]
+listen_addr = *
+listen_port = 6432
+unix_socket_dir =
+auth_type = plain
+auth_file = %s/users
+pool_mode = session
+ignore_startup_parameters = extra_float_digits
+`, boss, bossPassword, dir), 0o644))
+	serve(t, w.host, owner, dir, nil, binary, filepath.Join(dir, "ini"))
+	through := *w.server
+	through.dsn = func(addr netip.Addr, user, password string) string {
+		return fmt.Sprintf("postgres://%s:%s@%s/postgres?sslmode=disable", user, password, at(addr, 6432))
+	}
+	var c *conn
+	await(t, "pgbouncer", func() (up bool) {
+		var err error
+		c, err = dial(context.Background(), w.desk, &through, w.toDesk.IPv4(w.host))
+		return err == nil
+	})
+	defer func() { ok(t, c.Close()) }()
+	var pid int
+	ok(t, c.QueryRowContext(t.Context(), "SELECT pg_backend_pid()").Scan(&pid))
+	for _, one := range w.deadpeer("sessions", "--db", w.secretFile(boss, bossPassword), "-o", "jsonl").ties(t) {
+		if one.Session.ID == fmt.Sprint(pid) {
+			if !strings.Contains(one.Leg, "pgbouncer") || one.Connection == nil || !one.Connection.Peer.Addr().IsLoopback() {
+				t.Errorf("%+v", one)
+			}
+			return
+		}
+	}
+	t.Errorf("no session %d", pid)
+}

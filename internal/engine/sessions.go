@@ -133,7 +133,7 @@ func (s *Snapshot) hint() {
 				s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
 					conn.Printable(p.Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
 			}
-			if s.Asked && row.ask.verdict == conn.Dead {
+			if s.Asked && s.table.asking(row).verdict == conn.Dead {
 				s.Hints[n].Dead = true
 			}
 		}

@@ -1,7 +1,6 @@
 package databases
 
 import (
-	"context"
 	"slices"
 	"strconv"
 	"testing"
@@ -38,7 +37,7 @@ func phantoms(t *testing.T, w *world) {
 	killed := w.phantom("killed", byDatabase)
 	cut := w.phantom("cut", bySocket)
 	bystander := w.login()
-	tx := must(bystander.BeginTx(context.Background(), nil))(t)
+	tx := w.begin(bystander)
 	ok(t, touch(t.Context(), tx, idle))
 
 	// With the host's defaults a phantom stays.

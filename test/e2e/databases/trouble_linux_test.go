@@ -73,7 +73,7 @@ func (w *world) hostileText(t *testing.T) {
 func (w *world) evenAlive(t *testing.T) {
 	c := w.login()
 	db := w.secretFile(boss, bossPassword)
-	tx := must(c.BeginTx(context.Background(), nil))(t)
+	tx := w.begin(c)
 	ok(t, touch(t.Context(), tx, rows-1))
 	id := ""
 	await(t, "the session", func() bool { // InnoDB tells of what was up to 100 ms ago

@@ -226,6 +226,15 @@ func (w *world) login() *conn {
 	return c
 }
 
+// begin gives a transaction that ends with the test at the latest: a client
+// does not log out before.
+func (w *world) begin(c *conn) *sql.Tx {
+	w.t.Helper()
+	tx := must(c.BeginTx(context.Background(), nil))(w.t)
+	w.t.Cleanup(func() { _ = tx.Rollback() })
+	return tx
+}
+
 func change(ctx context.Context, c *conn, row int) error {
 	tx, err := c.BeginTx(ctx, nil)
 	if err != nil {

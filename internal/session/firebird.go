@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"strconv"
 	"strings"
@@ -22,9 +23,7 @@ func firebirdConnector(s Source) (driver.Connector, error) {
 		// A server that hangs in a statement is hung up on.
 		"cancel_hard_drop": {"true"}, "cancel_hard_drop_grace": {"200"},
 	}
-	for name, values := range s.options {
-		query[name] = values
-	}
+	maps.Copy(query, s.options)
 	u := url.URL{
 		Scheme: "firebird", User: url.UserPassword(s.user, string(s.password)), Host: s.address(),
 		Path: "/" + s.database, RawQuery: query.Encode(),

@@ -23,7 +23,8 @@ func mysqlConnector(s Source, timeout time.Duration) (driver.Connector, error) {
 	if s.socket != "" {
 		config.Net, config.Addr = "unix", s.socket
 	}
-	config.Timeout, config.ReadTimeout, config.WriteTimeout = timeout, timeout, timeout
+	// The context ends a call first; the driver's own timeouts say less.
+	config.Timeout, config.ReadTimeout, config.WriteTimeout = timeout, 2*timeout, 2*timeout
 	config.Logger = &mysqldriver.NopLogger{}
 	switch tls := s.options.Get("tls"); tls {
 	case "":

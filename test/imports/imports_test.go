@@ -10,6 +10,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,6 +33,9 @@ var acting = []string{"deadpeer/internal/probe", "deadpeer/internal/release", "d
 var onlookers = []string{"deadpeer/internal/web", "deadpeer/internal/metrics"}
 
 const engine = "deadpeer/internal/engine"
+
+// session can end the sessions of databases that it has opened.
+const session = "deadpeer/internal/session"
 
 // systems are those that make vet builds for.
 var systems = []string{"linux", "darwin", "windows", "freebsd", "openbsd"}
@@ -97,11 +101,16 @@ func standard(imp string) bool {
 func within(imp, path string) bool { return imp == path || strings.HasPrefix(imp, path+"/") }
 
 // actorUses names what a file takes from engine that can act.
-func actorUses(file *ast.File) (names []string) {
+func actorUses(file *ast.File) []string {
+	return uses(file, engine, "Actor", "Engine", "New", "Plan")
+}
+
+// uses lists which of some names of a package a file takes.
+func uses(file *ast.File, pkg string, wanted ...string) (names []string) {
 	name := ""
 	for _, imp := range file.Imports {
-		if path, err := strconv.Unquote(imp.Path.Value); err == nil && path == engine {
-			if name = "engine"; imp.Name != nil {
+		if importPath, err := strconv.Unquote(imp.Path.Value); err == nil && importPath == pkg {
+			if name = path.Base(pkg); imp.Name != nil {
 				name = imp.Name.Name
 			}
 		}
@@ -112,7 +121,7 @@ func actorUses(file *ast.File) (names []string) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		if sel, ok := n.(*ast.SelectorExpr); ok {
 			x, ok := sel.X.(*ast.Ident)
-			if ok && name != "" && x.Name == name && slices.Contains([]string{"Actor", "Engine", "New", "Plan"}, sel.Sel.Name) {
+			if ok && name != "" && x.Name == name && slices.Contains(wanted, sel.Sel.Name) {
 				names = append(names, sel.Sel.Name)
 			}
 		}
@@ -121,14 +130,14 @@ func actorUses(file *ast.File) (names []string) {
 	return names
 }
 
-// read gives the graph of the tree as built for goos, and the files of the
-// onlookers.
-func read(t *testing.T, goos string) (graph, []string) {
+// read gives the graph of the tree as built for goos, the files of the
+// onlookers, and those that import session without being engine.
+func read(t *testing.T, goos string) (graph, []string, []string) {
 	t.Helper()
 	ctx := build.Default
 	ctx.GOOS, ctx.GOARCH, ctx.CgoEnabled = goos, "amd64", false
 	root := filepath.Join("..", "..")
-	g, watched := graph{}, []string(nil)
+	g, watched, asking := graph{}, []string(nil), []string(nil)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil || !d.IsDir():
@@ -145,9 +154,12 @@ func read(t *testing.T, goos string) (graph, []string) {
 		rel, err := filepath.Rel(root, path)
 		name := module + "/" + filepath.ToSlash(rel)
 		g[name] = p.Imports
-		if slices.ContainsFunc(onlookers, func(o string) bool { return within(name, o) }) {
-			for _, f := range p.GoFiles {
+		for _, f := range p.GoFiles {
+			if slices.ContainsFunc(onlookers, func(o string) bool { return within(name, o) }) {
 				watched = append(watched, filepath.Join(path, f))
+			}
+			if name != engine && slices.Contains(p.Imports, session) {
+				asking = append(asking, filepath.Join(path, f))
 			}
 		}
 		return err
@@ -155,7 +167,7 @@ func read(t *testing.T, goos string) (graph, []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return g, watched
+	return g, watched, asking
 }
 
 func TestTree(t *testing.T) {
@@ -163,7 +175,7 @@ func TestTree(t *testing.T) {
 	for _, goos := range systems {
 		t.Run(goos, func(t *testing.T) {
 			t.Parallel()
-			g, watched := read(t, goos)
+			g, watched, asking := read(t, goos)
 			for _, pkg := range append([]string{"deadpeer/keepalive", "deadpeer/cmd/deadpeer", engine}, pure...) {
 				if g[pkg] == nil {
 					t.Errorf("%s has nothing to build on %s", pkg, goos)
@@ -179,6 +191,15 @@ func TestTree(t *testing.T) {
 				}
 				for _, name := range actorUses(f) {
 					t.Errorf("%s uses engine's %s: it may have the Reader only", file, name)
+				}
+			}
+			for _, file := range asking {
+				f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range uses(f, session, "Open", "DB") {
+					t.Errorf("%s opens a database: only engine ends sessions", file)
 				}
 			}
 		})

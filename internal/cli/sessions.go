@@ -25,9 +25,11 @@ func (a *app) sessions() *cobra.Command {
 connection on this host: what transaction it holds, what it has locked, whom it
 blocks, how long ago the client was heard, and when the kernel would give the
 connection up and the lock so fall by itself. It sends nothing to clients and
-changes nothing; check --db asks them.
+changes nothing; check --db asks them. Where a pooler or NAT stands between it
+says which leg it sees, and guesses no other.
 
-With a filter only the sessions of the selected connections are listed.
+With a filter only the sessions of the selected connections are listed. The
+databases are reached from the network namespace that deadpeer runs in.
 Passwords come from the URL, from a file (--db @FILE, mode 0600), from
 DEADPEER_DB, PGPASSWORD, MYSQL_PWD or ISC_PASSWORD, from ~/.pgpass or ~/.my.cnf.`,
 		Example: `  sudo deadpeer sessions --db postgres://watch@127.0.0.1/postgres

@@ -155,9 +155,9 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 }
 
 // Act ends what was planned: the connections with a database session through
-// their database, as Request.Via says, the others by their socket. Each connection's evidence is read again at most
-// 5 ms before, and whoever has heard anything is left alone. Outcomes are in
-// Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act has tried some
+// their database, as Request.Via says, the others by their socket. Each
+// connection's evidence is read again at most 5 ms before, and whoever has
+// heard anything is left alone. Outcomes are in Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act has tried some
 // and says so of the others.
 func (p *Plan) Act(ctx context.Context) error {
 	bySpace := map[uint32][]planned{}

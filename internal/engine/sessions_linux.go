@@ -81,6 +81,11 @@ func (r *run) tie(ctx context.Context) error {
 		again.read(ctx)
 		again.wait.Wait()
 	}
+	type identity struct {
+		engine session.Engine
+		key    string
+	}
+	seen := map[identity]bool{}          // two URLs of one server show the same sessions
 	wanted := map[netip.AddrPort][]int{} // ties by the peer that the database tells
 	for _, l := range r.looks.list {
 		if l.err != nil {
@@ -97,6 +102,11 @@ func (r *run) tie(ctx context.Context) error {
 		}
 		for i := range l.view.Sessions {
 			s := &l.view.Sessions[i]
+			id := identity{s.Engine, s.Key()}
+			if seen[id] {
+				continue
+			}
+			seen[id] = s.Engine != session.ZEO // whose storages have common names
 			if s.Peer.Port() != 0 {
 				wanted[s.Peer] = append(wanted[s.Peer], len(r.snap.ties))
 			}

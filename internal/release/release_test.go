@@ -144,6 +144,35 @@ func item(cookie uint64, segsIn uint32) Item {
 	return Item{Sock: conn.Sock{Cookie: cookie}, SegsIn: segsIn}
 }
 
+func TestConfirm(t *testing.T) {
+	t.Parallel()
+	k := &kernel{segsIn: map[uint64]uint32{1: 10, 2: 11}}
+	if err := Confirm(t.Context(), k, item(1, 10)); err != nil {
+		t.Errorf("silent: %v", err)
+	}
+	if err := Confirm(t.Context(), k, item(2, 10)); !errors.Is(err, ErrHeard) {
+		t.Errorf("heard: %v", err)
+	}
+	if err := Confirm(t.Context(), k, Item{Sock: conn.Sock{Cookie: 2}, Any: true}); err != nil {
+		t.Errorf("heard, and named: %v", err)
+	}
+	if err := Confirm(t.Context(), k, item(3, 10)); !errors.Is(err, errGone) {
+		t.Errorf("gone: %v", err)
+	}
+	k.slow = func(int) time.Duration { return Reread }
+	if err := Confirm(t.Context(), k, item(1, 10)); !errors.Is(err, ErrTooSlow) {
+		t.Errorf("slow: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Confirm(ctx, k, item(1, 10)); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if len(k.destroyed) != 0 {
+		t.Errorf("it destroyed %v", k.destroyed)
+	}
+}
+
 // run acts and makes sure that every item has exactly one outcome.
 func run(ctx context.Context, t *testing.T, k *kernel, items []Item) []error {
 	t.Helper()

@@ -72,7 +72,7 @@ WITH l AS (
 ), waiting AS (
   SELECT pid, min(since) AS since FROM l WHERE NOT granted GROUP BY pid
 )
-SELECT a.pid, a.backend_start::text, a.usename::text, a.datname::text, a.application_name, a.state,
+SELECT a.pid, (a.backend_start AT TIME ZONE 'UTC')::text, a.usename::text, a.datname::text, a.application_name, a.state,
   host(a.client_addr), a.client_port, left(a.query, 800),
   (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::bigint,
   (extract(epoch FROM clock_timestamp() - coalesce(waiting.since, a.state_change)) * 1000)::bigint,
@@ -169,7 +169,7 @@ func postgresState(state string, inTransaction bool) State {
 // postgresEnd checks who it is and ends it in one statement. backend_start
 // tells the backend from a later one with the same pid.
 const postgresEnd = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE pid = $1::int AND backend_start::text = $2::text AND host(client_addr) || ' ' || client_port = $3::text AND pid <> pg_backend_pid()`
+WHERE pid = $1::int AND (backend_start AT TIME ZONE 'UTC')::text = $2::text AND host(client_addr) || ' ' || client_port = $3::text AND pid <> pg_backend_pid()`
 
 func (postgres) end(ctx context.Context, c *sql.Conn, s *Session, last func() error) error {
 	pid, err := strconv.ParseInt(s.ID, 10, 32)

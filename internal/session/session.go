@@ -83,10 +83,9 @@ type Session struct {
 	origin string        // the peer, in the engine's words
 }
 
-// Same reports whether both are the same session of one database.
-func (s *Session) Same(t *Session) bool {
-	return s.ID == t.ID && s.birth == t.birth && s.origin == t.origin
-}
+// Key names the session among all of its engine: two looks that give the same
+// key, of one server or by several URLs of it, have seen the same session.
+func (s *Session) Key() string { return s.ID + "\x00" + s.birth + "\x00" + s.origin }
 
 // View is what one look at a database showed.
 type View struct {
@@ -137,7 +136,7 @@ func (v *View) sort() {
 // Has reports whether the view still shows that very session.
 func (v *View) Has(s *Session) bool {
 	t := v.Find(s.ID)
-	return t != nil && t.Same(s)
+	return t != nil && t.Key() == s.Key()
 }
 
 // Limits on what a database may make us hold.

@@ -31,6 +31,18 @@ func (w *world) troubles(t *testing.T) {
 	elsewhere.port++
 	said("a server that is down", sessions(elsewhere.url(boss, bossPassword)), 3, "connection refused")
 
+	// Several URLs of one server show each session once.
+	twice := w.deadpeer("sessions", "--db", w.secretFile(boss, bossPassword), "--db", w.secretFile(boss, bossPassword), "-o", "jsonl", filter)
+	count := map[string]int{}
+	for _, one := range twice.ties(t) {
+		if count[one.Session.ID]++; count[one.Session.ID] > 1 || strings.Contains(one.Leg, "several") {
+			t.Errorf("twice: %+v", one)
+		}
+	}
+	if len(count) == 0 {
+		t.Errorf("no sessions: %s", twice.stderr)
+	}
+
 	r := w.deadpeer("sessions")
 	if r.code != 2 || !strings.Contains(r.stderr, "--db "+w.server.scheme+"://USER@") {
 		t.Errorf("no URL: exit code %d, %s", r.code, r.stderr)

@@ -141,7 +141,7 @@ func (mysql) transactions(ctx context.Context, c *sql.Conn, v *View) error {
 			s.State = IdleInTransaction
 		}
 		if locked.Int64 > 0 { // until a wait names them
-			s.Locks = []string{fmt.Sprintf("%d rows in %d tables", locked.Int64, tables.Int64)}
+			s.Locks = []string{fmt.Sprintf("rows: %d, tables: %d", locked.Int64, tables.Int64)}
 		}
 		return nil
 	})

@@ -112,17 +112,22 @@ func (s *Snapshot) hint() {
 		scheme string
 		port   uint16
 	}
+	schemes := map[int32]string{} // by pid; most hosts have none
+	for pid, p := range s.processes {
+		if scheme := serverScheme(p.Comm); scheme != "" {
+			schemes[pid] = scheme
+		}
+	}
+	if len(schemes) == 0 {
+		return
+	}
 	at := map[server]int{}
 	const ephemeral = 32768 // a server's own connections elsewhere begin there (ip_local_port_range)
 	for _, i := range s.order {
 		row := s.table.at(i)
 		for _, o := range s.ownersOf(row) {
-			p := s.processes[o.PID]
-			if p == nil || row.sock.LocalPort >= ephemeral {
-				continue
-			}
-			scheme := serverScheme(p.Comm)
-			if scheme == "" {
+			scheme := schemes[o.PID]
+			if scheme == "" || row.sock.LocalPort >= ephemeral {
 				continue
 			}
 			key := server{scheme, row.sock.LocalPort}
@@ -131,7 +136,7 @@ func (s *Snapshot) hint() {
 				n = len(s.Hints)
 				at[key] = n
 				s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
-					conn.Printable(p.Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
+					conn.Printable(s.processes[o.PID].Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
 			}
 			if s.Asked && s.table.asking(row).verdict == conn.Dead {
 				s.Hints[n].Dead = true

@@ -10,26 +10,45 @@ type flight struct {
 	orphaned bool
 }
 
+// lives are what a flight can be: one from its beginning, or as found those
+// that the kernel does not tell apart.
+func (f flight) lives() []func(*run) {
+	switch {
+	case !f.found():
+		return []func(*run){f.run}
+	case f.Retransmits > 0:
+		return f.resumed(f.resume)
+	}
+	return f.untouched()
+}
+
 func (f flight) run(r *run) {
-	rto := r.ticks(f.RTO)
 	if !f.NoLossProbe {
 		r.arm(f.probeTimeout(r.wheel))
 		r.step(TailLossProbe, 1)
 	}
-	r.arm(rto)
-	// The count and the clock start here (retrans_stamp).
-	first := r.now
-	r.step(f.what, 1)
-	for n := 2; ; n++ {
-		rto = min(2*rto, r.ticks(f.RTOMax))
-		r.arm(f.untilUserTimeout(r, rto, r.time(r.now-first)))
+	r.arm(r.ticks(f.RTO))
+	f.expire(r, 1, r.now)
+}
+
+// expire goes on with the nth expiry. The count and the clock start with the
+// first (retrans_stamp).
+func (f flight) expire(r *run, n int, first int64) {
+	for ; ; n++ {
+		rto := f.backedOff(r, n-1)
 		limit, rule := f.limit(r.wheel, rto)
-		if r.reached(r.time(r.now-first), limit) {
+		if n > 1 && r.reached(r.time(r.now-first), limit) {
 			r.dies(rule, f.errno())
 			return
 		}
 		r.step(f.what, n)
+		r.arm(f.untilUserTimeout(r, f.backedOff(r, n), r.time(r.now-first)))
 	}
+}
+
+// backedOff is the timeout after n retransmissions.
+func (f flight) backedOff(r *run, n int) int64 {
+	return backedOff(r.ticks(f.RTO), n, r.ticks(f.RTOMax))
 }
 
 // probeTimeout is the PTO of tcp_schedule_loss_probe.

@@ -7,20 +7,31 @@ type handshake struct{ Input }
 
 const synTimeout = time.Second // TCP_TIMEOUT_INIT
 
-// connect is SYN-SENT (tcp_write_timeout, tcp_retransmit_timer).
+// lives are what a connect can be; see flight.lives.
+func (h handshake) lives() []func(*run) {
+	if !h.found() {
+		return []func(*run){h.connect}
+	}
+	return h.resumed(h.resume)
+}
+
 func (h handshake) connect(r *run) {
 	failure := int64(-1)
 	if h.NoNeighbour {
 		failure = neighbourFailure(r)
 	}
-	rto, most := r.ticks(synTimeout), r.ticks(h.RTOMax)
+	r.arm(h.backedOff(r, 0))
+	h.expire(r, 0, func() time.Duration { return r.elapsed() }, failure)
+}
+
+// expire is SYN-SENT from an expiry after n retransmissions on
+// (tcp_write_timeout, tcp_retransmit_timer).
+func (h handshake) expire(r *run, n int, elapsed func() time.Duration, failure int64) {
 	limit, rule := h.model(r.wheel, h.SYNRetries, synTimeout), SYNRetries
 	if h.Policy.UserTimeout > 0 {
 		limit, rule = h.Policy.UserTimeout, UserTimeout
 	}
-	d := rto
-	for n := 0; ; n++ {
-		r.arm(d)
+	for ; ; n++ {
 		if failure >= 0 && r.now >= failure {
 			r.now = failure
 			r.dies(NoNeighbour, "EHOSTUNREACH")
@@ -30,27 +41,34 @@ func (h handshake) connect(r *run) {
 			r.dies(SYNRetries, "ETIMEDOUT")
 			return
 		}
-		if n > 0 && r.reached(r.elapsed(), limit) {
+		if n > 0 && r.reached(elapsed(), limit) {
 			r.dies(rule, "ETIMEDOUT")
 			return
 		}
 		r.step(SYN, n+1)
-		if n+1 > h.SYNLinear {
-			rto = min(2*rto, most)
-		}
-		d = h.untilUserTimeout(r, rto, r.elapsed())
+		r.arm(h.untilUserTimeout(r, h.backedOff(r, n+1), elapsed()))
 	}
+}
+
+// backedOff is the timeout after n retransmissions, of which the first few
+// are not backed off.
+func (h handshake) backedOff(r *run, n int) int64 {
+	return backedOff(r.ticks(synTimeout), max(0, n-h.SYNLinear), r.ticks(h.RTOMax))
 }
 
 // accept is SYN-RECEIVED (reqsk_timer_handler). Nobody is told, and
 // tcp_rto_max_ms has no say.
 func (h handshake) accept(r *run) {
-	for n := 0; ; n++ {
-		r.arm(min(r.ticks(synTimeout)<<min(n, 20), r.ticks(defaultRTOMax)))
-		if n >= h.SYNRetries {
-			r.dies(SYNACKRetries, "")
-			return
-		}
-		r.step(SYNACK, n+1)
+	timeout := func(n int) int64 { return backedOff(r.ticks(synTimeout), n, r.ticks(defaultRTOMax)) }
+	n := h.Retransmits
+	if h.found() {
+		r.resume(h.TimerIn, inTimer(timeout(n)))
+	} else {
+		r.arm(timeout(0))
 	}
+	for ; n < h.SYNRetries; n++ {
+		r.step(SYNACK, n+1)
+		r.arm(timeout(n + 1))
+	}
+	r.dies(SYNACKRetries, "")
 }

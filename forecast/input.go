@@ -22,9 +22,11 @@ type Input struct {
 	HZ int
 	// Heard is the time since the last segment from the peer, data or ACK.
 	Heard time.Duration
-	// TimerIn is the time until the pending keepalive timer is due (sock_diag
-	// tells it). Negative means not known. Zero, that the timer does not hold
-	// anything up, which makes a forecast from the last segment on.
+	// TimerIn is the time until the pending timer is due (sock_diag tells it).
+	// Zero makes a forecast from the beginning of the situation, or from the
+	// last segment on. Anything below a tick says that it is due already and
+	// has not gone off yet, being late. Negative means that there is a keepalive
+	// timer, and its time is not known.
 	TimerIn time.Duration
 	// Probes is how many probes have gone unanswered so far (tcpi_probes).
 	Probes int
@@ -38,6 +40,21 @@ type Input struct {
 	// TimerFor is the time that the pending keepalive timer was armed for;
 	// 0 means not known. With TimerIn and Clock it makes the instant certain.
 	TimerFor time.Duration
+	// Retransmits is how often the pending timer has gone off in vain: how many
+	// retransmissions of data, FIN, SYN or SYN-ACK there were, or how many
+	// window probes went unanswered (idiag_retrans). RTO stays the timeout
+	// without backoff; where the one in force has grown to RTOMax it no longer
+	// tells that, and RTO is taken to be right within an eighth.
+	Retransmits int
+	// Backoff is how often the timeout was doubled (tcpi_backoff). In
+	// zero-window it says how many probes there were, answered or not.
+	// Elsewhere it is Retransmits, also if 0; other values, which come of ICMP
+	// errors, are not forecast.
+	Backoff int
+	// Sent is the time since data was last sent, retransmissions included
+	// (tcpi_last_data_sent); 0 means not known. A segment without data, such as
+	// a FIN or a SYN, is none.
+	Sent time.Duration
 	// IPv6 matters where neighbours fail: only IPv4 takes backoff back then.
 	IPv6 bool
 	// RTT is the smoothed round-trip time (tcpi_rtt); 0 means RTO - 200 ms, or
@@ -156,6 +173,7 @@ func (in *Input) complete(s Situation) error {
 		{"interval", in.Policy.Interval, 0, longest, "give a shorter one"},
 		{"user timeout", in.Policy.UserTimeout, 0, maxUserTimeout, "give a shorter one, or 0 for none"},
 		{"heard", in.Heard, 0, maxAge, "give how long ago the last segment came"},
+		{"sent", in.Sent, 0, maxAge, "give how long ago data was sent, or 0 if it is not known"},
 		{"timer", in.TimerIn, -1 << 63, longest, "give a shorter one, or a negative one if it is not known"},
 		{"timer for", in.TimerFor, 0, longest, "give a shorter one, or 0 if it is not known"},
 		{"rtt", in.RTT, 0, defaultRTOMax, "give a shorter one, or 0 for a local network's"},
@@ -176,6 +194,8 @@ func (in *Input) complete(s Situation) error {
 	}{
 		{"hz", in.HZ, minHZ, maxHZ, "give the kernel's CONFIG_HZ, or 0 for 250"},
 		{"probes", in.Policy.Probes, 0, maxProbes, "give a number in that range"},
+		{"retransmits", in.Retransmits, 0, 255, "give a number in that range"},
+		{"backoff", in.Backoff, 0, 255, "give a number in that range"},
 		{"unanswered probes", in.Probes, 0, maxProbes, "give a number in that range"},
 		{"packets", in.Packets, 1, 1 << 30, "give how many segments are in flight, or 0 for 1"},
 		{"retries2", in.Retries2, -1, 255, "give a number in that range, 0 for 15, or -1 for none"},

@@ -19,13 +19,16 @@ type run struct {
 	// What is decided by less than a tick is tried both ways.
 	ahead   int64         // the wheel's clock, when no handler is running: 0 or 1
 	blur    time.Duration // of the kernel's milliseconds
-	decided struct{ byAhead, byBlur bool }
+	coarse  time.Duration // the distance of the phases that are tried, at least a millisecond
+	decided decisions
 
 	steps []instant
 	end   instant
 	rule  Rule
 	errno string
 }
+
+type decisions struct{ byAhead, byBlur bool }
 
 type instant struct {
 	what string
@@ -64,29 +67,38 @@ func (r *run) dies(rule Rule, errno string) { r.end, r.rule, r.errno = instant{a
 func (r *run) elapsed() time.Duration { return r.time(r.now-r.start) - r.since }
 
 // reached tells whether milliseconds taken at two moments are as far apart
-// as limit: they are cut off, so that one more or less depends on luck.
+// as limit: they are cut off, so that one more or less depends on luck, and so
+// does more in phases that are not tried.
 func (r *run) reached(elapsed, limit time.Duration) bool {
-	if d := elapsed - limit; d >= -time.Millisecond && d <= time.Millisecond {
+	if d := elapsed - limit; d >= -r.coarse && d <= r.coarse {
 		r.decided.byBlur = true
 	}
 	return elapsed+r.blur >= limit
 }
 
-// over is the forecast of what life does, over all phases of the ticks or at
-// the one that is known.
-func over(s Situation, in Input, life func(*run)) Forecast {
+// over is the forecast of what lives do, over all phases of the ticks or at
+// the one that is known. Several lives are what cannot be told apart.
+func over(s Situation, in Input, lives ...func(*run)) Forecast {
 	w := wheel{in.HZ}
 	f := Forecast{Situation: s, GivesUp: true, HZ: w.hz}
 	sum := summary{wheel: w, forecast: &f}
 	r := run{wheel: w}
-	try := func(start int64, since time.Duration, ahead int64, blur time.Duration) {
-		r = run{wheel: w, start: start, now: start, since: since, ahead: ahead, blur: blur, top: r.top, steps: r.steps[:0]}
-		life(&r)
-		sum.add(&r)
+	coarse := time.Millisecond
+	try := func(start int64, since time.Duration, ahead int64, blur time.Duration) (decided decisions) {
+		for _, life := range lives {
+			r = run{wheel: w, start: start, now: start, since: since, ahead: ahead, blur: blur, coarse: coarse, top: r.top, steps: r.steps[:0]}
+			life(&r)
+			sum.add(&r)
+			decided.byAhead = decided.byAhead || r.decided.byAhead
+			decided.byBlur = decided.byBlur || r.decided.byBlur
+		}
+		return decided
 	}
 	if in.Clock.Jiffies != 0 {
 		try(int64(in.Clock.Jiffies%(1<<32)), in.Clock.Since, 0, 0)
-		f.Expected = f.Earliest
+		if f.Earliest == f.Latest {
+			f.Expected = f.Earliest
+		}
 		return f
 	}
 	// Where milliseconds since the start decide, each of a tick's is tried.
@@ -98,22 +110,25 @@ func over(s Situation, in Input, life func(*run)) Forecast {
 	}
 	// Lives of millions of timers are tried for some phases only; between two
 	// of them nothing differs by more than their distance.
-	const budget = 4 << 20
+	budget := int64(4 << 20)
+	if in.found() {
+		budget = 1 << 10 // there may be a hundred thousand of them
+	}
 	stride := int64(1)
 	for phase := int64(0); phase < granule(r.top); phase += stride {
 		for _, since := range moments {
-			try(phase, since, 0, 0)
-			decided := r.decided
+			decided := try(phase, since, 0, 0)
 			if decided.byAhead {
 				try(phase, since, 1, 0)
 			}
 			if decided.byBlur {
-				try(phase, since, 0, time.Millisecond)
-				try(phase, since, 0, -time.Millisecond)
+				try(phase, since, 0, coarse)
+				try(phase, since, 0, -coarse)
 			}
 		}
 		for stride < granule(r.top) && granule(r.top)/stride*r.work > budget {
 			stride *= 8
+			coarse = w.time(stride)
 		}
 	}
 	if stride > 1 {

@@ -39,8 +39,13 @@ func Situations() []Situation {
 // for an input that cannot be, and an error matching [errors.ErrUnsupported]
 // for situations other than idle on systems other than Linux.
 //
-// An idle connection may be given as it is found, with Heard, TimerIn and
-// Probes, and counts from now then, as with [Idle].
+// A connection may be given as it is found in the middle; times count from now
+// then. With nothing in flight (idle, close-wait, rebooted, fin-wait-2 with an
+// owner) that is Heard, TimerIn and Probes, as with [Idle]. Where a
+// retransmission, a window probe or the end of fin-wait-2 is waited for it is
+// TimerIn, Retransmits, Backoff and Sent; when the first retransmission was
+// made, which counts, the kernel does not tell, and the ends of the forecast
+// are as far apart as it can have been. The neighbour counts as known then.
 func For(s Situation, in Input) (Forecast, error) {
 	f, err := forecast(s, in)
 	if err != nil {
@@ -56,18 +61,24 @@ func forecast(s Situation, in Input) (Forecast, error) {
 	if in.OS != Linux {
 		return documented(s, in)
 	}
+	if err := in.checkFound(s); err != nil {
+		return Forecast{}, err
+	}
 	switch s {
 	case SituationIdle, SituationCloseWait:
 		return unheard(s, in), nil
 	case SituationRebooted:
 		return rebooted(in), nil
 	case SituationInFlight, SituationMidProbeWrite:
-		return over(s, in, flight{Input: in, what: Retransmission}.run), nil
+		return over(s, in, flight{Input: in, what: Retransmission}.lives()...), nil
 	case SituationFinWait1, SituationLastAck:
-		return over(s, in, flight{Input: in, what: FIN, orphaned: in.Ownership != Held}.run), nil
+		return over(s, in, flight{Input: in, what: FIN, orphaned: in.Ownership != Held}.lives()...), nil
 	case SituationFinWait2:
 		if in.Ownership == Held {
 			return unheard(s, in), nil
+		}
+		if in.found() {
+			return over(s, in, finWait2Lives(in)...), nil
 		}
 		return finWait2(in), nil
 	case SituationZeroWindow:
@@ -75,7 +86,7 @@ func forecast(s Situation, in Input) (Forecast, error) {
 	case SituationZeroWindowAlive:
 		return zeroWindowAlive(in), nil
 	case SituationSynSent:
-		return over(s, in, handshake{in}.connect), nil
+		return over(s, in, handshake{in}.lives()...), nil
 	case SituationSynReceived:
 		return over(s, in, handshake{in}.accept), nil
 	case SituationARPFailing:

@@ -13,7 +13,7 @@ type window struct {
 
 // zeroWindow counts from the moment that answers cease.
 func zeroWindow(in Input) (Forecast, error) {
-	f := over(SituationZeroWindow, in, window{in, in.ProbedFor}.run)
+	f := over(SituationZeroWindow, in, window{in, in.ProbedFor}.lives()...)
 	if f.Earliest < in.ProbedFor {
 		return Forecast{}, &InputError{"probed for", in.ProbedFor.String(), span{0, f.Earliest}.String(),
 			fmt.Sprintf("give a shorter one: the connection ends by then, its rule being %s, though its peer lives", f.Rule)}
@@ -41,24 +41,32 @@ func zeroWindowAlive(in Input) Forecast {
 	return f
 }
 
+// lives are what probing can be; see flight.lives.
+func (p window) lives() []func(*run) {
+	if !p.found() {
+		return []func(*run){p.run}
+	}
+	return p.resumed(p.resume)
+}
+
 func (p window) run(r *run) {
+	r.arm(p.when(r, r.ticks(max(p.RTO, minRTO)), 0))
+	p.expire(r, 0, 0, r.now)
+}
+
+// expire goes on with an expiry after out unanswered probes, backed off as
+// often as backoff says. The first probe went out at first, or does now.
+func (p window) expire(r *run, out, backoff int, first int64) {
 	orphaned := p.Ownership == Orphaned
 	base, most := r.ticks(max(p.RTO, minRTO)), r.ticks(p.RTOMax)
-	var first int64 // when the first probe went out
-	backoff, out := 0, 0
-	d := base
-	for n := 1; ; n++ {
-		r.arm(d)
+	for n := out + 1; ; n++ {
 		// An orphan whose backoff is at its limit is not waited for.
 		alive := min(r.ticks(p.RTO)<<min(backoff, 20), most) < most
 		retries, rule := p.Retries2, Retries
 		if orphaned {
 			retries, rule = p.orphanRetries(alive), OrphanRetries
 		}
-		switch {
-		case n == 1:
-			first = r.now
-		case p.Policy.UserTimeout > 0 && r.now-first >= r.ticks(p.Policy.UserTimeout):
+		if p.Policy.UserTimeout > 0 && r.now > first && r.now-first >= r.ticks(p.Policy.UserTimeout) {
 			r.dies(UserTimeout, p.errno())
 			return
 		}
@@ -75,9 +83,7 @@ func (p window) run(r *run) {
 			r.now += int64(p.RTT / r.tick())
 			r.handling = p.RTT < r.tick() // in the tick of the probe, the wheel's clock is ahead still
 		}
-		// In this module's limits more backoff means the same: the longest.
-		const limit = 10 // tcp_probe0_when
-		d = min(base<<min(backoff, limit), most)
+		d := p.when(r, base, backoff)
 		if p.answered == maxAge && p.Policy.UserTimeout == 0 && p.forEver(r.wheel, backoff, backoff == sent || d == most) {
 			r.dies(Never, "")
 			return
@@ -86,7 +92,14 @@ func (p window) run(r *run) {
 			left := r.ticks(p.Policy.UserTimeout) - (r.now - first)
 			d = min(d, max(left, 2)) // TCP_TIMEOUT_MIN
 		}
+		r.arm(d)
 	}
+}
+
+// when is the time to a probe (tcp_probe0_when).
+func (p window) when(r *run, base int64, backoff int) int64 {
+	const limit = 10 // in this module's limits more backoff means the same: the longest
+	return backedOff(base, min(backoff, limit), r.ticks(p.RTOMax))
 }
 
 // forEver tells whether probes that are always answered never end. level says

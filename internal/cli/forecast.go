@@ -14,7 +14,7 @@ import (
 
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
-	"deadpeer/internal/engine"
+	"deadpeer/internal/jiffies"
 	"deadpeer/keepalive"
 )
 
@@ -111,7 +111,7 @@ Situations: ` + strings.Join(situationNames(), ", ") + ".",
 				}
 			}
 			if in.HZ == 0 {
-				in.HZ = engine.HZ()
+				in.HZ = jiffies.HZ()
 			}
 			f, err := forecast.For(forecast.Situation(situation), in)
 			if err != nil {

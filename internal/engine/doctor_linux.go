@@ -13,6 +13,7 @@ import (
 
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/sockdiag"
 )
@@ -82,7 +83,7 @@ func (e *Engine) diagnoseKernel() Finding {
 	if err := unix.Uname(&u); err != nil {
 		return Finding{What: "kernel", Detail: err.Error()}
 	}
-	return Finding{What: "kernel", OK: true, Detail: fmt.Sprintf("%s %s, HZ=%d", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), HZ())}
+	return Finding{What: "kernel", OK: true, Detail: fmt.Sprintf("%s %s, HZ=%d", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), jiffies.HZ())}
 }
 
 func diagnoseSockDiag() Finding {

@@ -19,9 +19,6 @@ func unsupported(what string) error {
 // RuntimeDir has no meaning here.
 func RuntimeDir() string { return "" }
 
-// HZ is what most kernels of Linux have.
-func HZ() int { return 250 }
-
 // Scan is for Linux only.
 func (e *Engine) Scan(context.Context, Request) (*Snapshot, error) {
 	return nil, unsupported("list connections")

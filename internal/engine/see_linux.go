@@ -108,15 +108,13 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 		req.Timeout = DefaultTimeout
 	}
 	req.Rules = req.Rules.WithDefaults()
+	kernel := readKernel()
 	r := &run{
 		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[setting]uint32{},
 		snap: &Snapshot{
-			TakenAt: time.Now(), Rules: req.Rules, processes: map[int32]*conn.Process{},
-			outcomes: map[uint32]Outcome{}, hz: e.options.HZ,
+			TakenAt: kernel.taken, Rules: req.Rules, processes: map[int32]*conn.Process{},
+			outcomes: map[uint32]Outcome{}, kernel: kernel,
 		},
-	}
-	if r.snap.hz == 0 {
-		r.snap.hz = HZ()
 	}
 	if err := r.open(); err != nil {
 		r.close()
@@ -165,6 +163,11 @@ func (r *run) open() error {
 			continue
 		}
 		r.spaces[n.Inode()] = s
+		if limits, err := readLimits(n); err == nil {
+			r.snap.kernel.limits[n.Inode()] = limits
+		} else {
+			r.note(true, "no forecast for connections in network namespace %s that wait for an answer: %v", n.Name(), err)
+		}
 	}
 	return nil
 }
@@ -206,6 +209,7 @@ func (r *run) dump(ctx context.Context) error {
 			}
 			i, row := t.add()
 			row.sock = *sock
+			row.read = r.snap.kernel.reading(s.diag.Described())
 			r.index.insert(sock.Cookie, i, cookie)
 			if m != nil {
 				r.snap.memory = append(r.snap.memory, *m)

@@ -28,7 +28,7 @@ type Snapshot struct {
 	processes map[int32]*conn.Process
 	memory    []sockdiag.Memory
 	fails     []verdict.Fail // what the controls of each path tell
-	hz        int
+	kernel    kernel
 	attached  map[conn.ID]bool // sockets whose policy is ours
 	outcomes  map[uint32]Outcome
 
@@ -58,7 +58,8 @@ type Connection struct {
 	Outcome        *Outcome         // nil unless something was done, or planned
 	Session        *session.Session // nil unless a database was looked into and tells of one
 
-	hz          int
+	kernel      *kernel
+	read        reading
 	outcome     Outcome // what Outcome points to
 	forecast    forecast.Forecast
 	foreseen    bool // forecast was made
@@ -82,7 +83,7 @@ type Summary struct {
 	ByVerdict   map[conn.Verdict]int
 	Blind       int           // forecast: never
 	Unforeseen  int           // no forecast: values unknown, or no rule for the situation
-	Worst       time.Duration // the longest time from the last segment to giving up, among those that have one
+	Worst       time.Duration // the longest time from the last segment to giving up, among those idle that have one
 	Released    int           // ended by us
 	Planned     int           // would be ended
 	Left        int           // dead, but left alone
@@ -95,13 +96,13 @@ func (s *Summary) Add(c *Connection) {
 	}
 	s.Connections++
 	s.ByVerdict[c.Judgement.Verdict]++
-	if conn.Connections.Has(c.Sock.State) {
+	if conn.Connections.Has(c.Sock.State) && c.Sock.State != conn.TimeWait {
 		switch f, known := c.Forecast(); {
 		case !known:
 			s.Unforeseen++
 		case !f.GivesUp:
 			s.Blind++
-		default:
+		case f.Situation == forecast.SituationIdle:
 			s.Worst = max(s.Worst, forecast.DetectionTime(c.Settings.Policy))
 		}
 	}
@@ -139,7 +140,7 @@ func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes[pid] }
 // fill derives everything shown of row i.
 func (s *Snapshot) fill(c *Connection, i uint32) {
 	r := s.table.at(i)
-	*c = Connection{hz: s.hz, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
+	*c = Connection{kernel: &s.kernel, read: r.read, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
 	if c.Known {
 		known := s.settings[r.settings-1]
 		c.Settings, c.Origin, c.KeepAliveKnown = known.Settings, known.origin, true

@@ -38,6 +38,7 @@ func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection
 			i, row := t.add()
 			defer t.truncate(i)
 			row.sock = *sock
+			row.read = r.snap.kernel.reading(s.diag.Described())
 			if m != nil {
 				r.snap.memory = append(r.snap.memory[:0], *m)
 			}

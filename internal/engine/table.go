@@ -19,6 +19,7 @@ type table struct {
 // row is one connection as first seen.
 type row struct {
 	sock     conn.Sock
+	read     reading       // when
 	owner    [1]conn.Owner // the first that was found
 	owners   uint32        // where all of them are in Snapshot.owners, when there are several
 	settings uint32        // one more than where they are in Snapshot.settings; 0 while not known

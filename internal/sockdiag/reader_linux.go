@@ -2,6 +2,7 @@ package sockdiag
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,8 @@ const (
 type part struct {
 	b   []byte // back to reader.free once it was read
 	err error
+	// The kernel made it between these.
+	since, until time.Time
 }
 
 // reader receives the answer to a dump on a goroutine of its own: the kernel
@@ -26,9 +29,9 @@ type reader struct {
 	free chan []byte
 }
 
-// read begins to receive the answer to the last request. The caller takes
+// read begins to receive the answer to the last request, made at asked. The caller takes
 // parts from full until it is closed.
-func (c *Conn) read() *reader {
+func (c *Conn) read(asked time.Time) *reader {
 	r := &reader{full: make(chan part, dumpBuffers), free: make(chan []byte, dumpBuffers)}
 	for i := range c.dumpBuf {
 		if c.dumpBuf[i] == nil {
@@ -40,23 +43,27 @@ func (c *Conn) read() *reader {
 		defer close(r.full)
 		for more := true; more; {
 			var p part
-			p, more = c.fill(<-r.free)
+			p, more = c.fill(<-r.free, &asked)
 			r.full <- p
 		}
 	}()
 	return r
 }
 
-// fill receives into b for as long as another skb fits.
-func (c *Conn) fill(b []byte) (p part, more bool) {
+// fill receives into b for as long as another skb fits. Each is made at the
+// end of the system call that asks for it, or receives the one before: made is
+// when that of the next one began.
+func (c *Conn) fill(b []byte, made *time.Time) (p part, more bool) {
 	n := 0
+	p.since = *made
 	for more = true; more && p.err == nil && len(b)-n >= dumpSkbLen; {
 		var got int
+		*made = time.Now()
 		got, p.err = c.receive(b[n:])
 		more = !c.ends(b[n : n+got])
 		n = min(align(n+got), len(b))
 	}
-	p.b = b[:n]
+	p.b, p.until = b[:n], time.Now()
 	// After ENOBUFS part was lost, and the rest still comes.
 	return p, more && (p.err == nil || errors.Is(p.err, unix.ENOBUFS))
 }

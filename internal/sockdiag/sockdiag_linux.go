@@ -38,6 +38,8 @@ type Conn struct {
 	buf     []byte
 	dumpBuf [dumpBuffers][]byte
 	req     []byte
+
+	since, until time.Time // of the sockets that are being visited
 }
 
 // Query selects what Dump lists.
@@ -140,6 +142,7 @@ var errInconsistent = errors.New("inconsistent dump")
 func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.Sock, *Memory) error) error {
 	c.seq++
 	c.req = dumpRequest(c.req[:0], q.States, q.extensions(), code, c.seq)
+	asked := time.Now()
 	if err := c.send(c.req); err != nil {
 		return err
 	}
@@ -149,8 +152,9 @@ func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.
 		memory = new(Memory)
 	}
 	var failed error // the rest of a dump is read even so, or it would be taken for the next answer
-	r := c.read()
+	r := c.read(asked)
 	for p := range r.full {
+		c.since, c.until = p.since, p.until
 		for b := p.b; len(b) > 0 && failed == nil; {
 			var h header
 			if h, b, failed = next(b); failed != nil || h.seq != c.seq {
@@ -182,6 +186,10 @@ func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.
 	}
 	return failed
 }
+
+// Described gives the moments between which the kernel described the socket
+// that Dump is visiting. It is for visit.
+func (c *Conn) Described() (since, until time.Time) { return c.since, c.until }
 
 // Lookup reads the sockets again, by cookie, into themselves, and reports for
 // each its index and ErrGone or another error. A socket that is gone is left

@@ -72,7 +72,7 @@ func (p *policyFlags) policy(base keepalive.Policy) (_ keepalive.Policy, err err
 }
 
 func (a *app) forecast() *cobra.Command {
-	var output, situation string
+	var output, situation, svg, html string
 	var policy policyFlags
 	var rtt, rto, finTimeout, probedFor duration
 	var off bool
@@ -92,9 +92,13 @@ write (in-flight, mid-probe-write, arp-failing), the SYN, the FIN, the cut
 Situations: ` + strings.Join(situationNames(), ", ") + ".",
 		Example: `  deadpeer forecast --profile lan
   deadpeer forecast --within 90s --situation in-flight --rtt 40ms
+  deadpeer forecast --situation in-flight --svg in-flight.svg
   deadpeer forecast --no-keepalive`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if svg == "-" && html == "-" {
+				return usage(errors.New("--svg - and --html -: only one of them can be stdout"))
+			}
 			if in.OS == "macos" {
 				in.OS = "darwin"
 			}
@@ -117,6 +121,19 @@ Situations: ` + strings.Join(situationNames(), ", ") + ".",
 			if err != nil {
 				return usage(suggestSituation(err, situation))
 			}
+			if svg != "" {
+				if err := a.writeFile(svg, forecastPicture(f, in).SVG); err != nil {
+					return fmt.Errorf("--svg: %w", err)
+				}
+			}
+			if html != "" {
+				if err := a.writeFile(html, forecastPage(f, in).HTML); err != nil {
+					return fmt.Errorf("--html: %w", err)
+				}
+			}
+			if svg == "-" || html == "-" {
+				return nil // stdout is the picture's
+			}
 			switch output {
 			case "json":
 				return a.forecastJSON(f, in)
@@ -128,6 +145,8 @@ Situations: ` + strings.Join(situationNames(), ", ") + ".",
 	}
 	addOutput(cmd, &output, "table", "json")
 	f := cmd.Flags()
+	f.StringVar(&svg, "svg", "", "write a picture of the timeline to this `file` (- for stdout)")
+	f.StringVar(&html, "html", "", "write a page with the picture and the steps to this `file` (- for stdout)")
 	f.StringVar(&situation, "situation", "idle", "what the connection is in the middle of (`name`)")
 	policy.add(f)
 	f.BoolVar(&off, "no-keepalive", false, "keepalive is off")

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
 )
@@ -134,8 +135,16 @@ func forecastCell(_ *table, b []byte, c *engine.Connection) []byte {
 	case !f.GivesUp:
 		return append(b, "never"...)
 	default:
-		return appendSpan(b, f.Earliest)
+		return appendSpan(b, soonest(f))
 	}
+}
+
+// soonest is the one instant of a forecast that has one, else the earliest.
+func soonest(f forecast.Forecast) time.Duration {
+	if f.Expected != 0 {
+		return f.Expected
+	}
+	return f.Earliest
 }
 
 func timerCell(_ *table, b []byte, c *engine.Connection) []byte {
@@ -143,6 +152,10 @@ func timerCell(_ *table, b []byte, c *engine.Connection) []byte {
 	if c.Sock.Timer != conn.TimerNone {
 		b = append(b, ' ')
 		b = appendSpan(b, time.Duration(c.Sock.TimerMS)*time.Millisecond)
+	}
+	if n := c.Sock.Retransmits; n > 0 { // how often it has gone off in vain
+		b = append(b, " ×"...)
+		b = strconv.AppendUint(b, uint64(n), 10)
 	}
 	return b
 }

@@ -74,11 +74,16 @@ type jsonEvidence struct {
 	FalseChance *float64 `json:"false_chance"`
 }
 
+// jsonForecast counts from taken_at. in_s is expected_s where that is known,
+// else earliest_s. errno is null where nobody is told.
 type jsonForecast struct {
-	GivesUp bool     `json:"gives_up"`
-	InS     *float64 `json:"in_s"`
-	Rule    string   `json:"rule"`
-	Errno   *string  `json:"errno"`
+	GivesUp   bool     `json:"gives_up"`
+	InS       *float64 `json:"in_s"`
+	EarliestS *float64 `json:"earliest_s"`
+	LatestS   *float64 `json:"latest_s"`
+	ExpectedS *float64 `json:"expected_s"`
+	Rule      string   `json:"rule"`
+	Errno     *string  `json:"errno"`
 }
 
 type jsonOutcome struct {
@@ -111,6 +116,8 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 	}
 	if d, ok := s.Heard(); ok {
 		j.HeardMS = new(d.Milliseconds())
+	}
+	if s.HasInfo {
 		j.RTOMS, j.Backoff, j.Unacked = new(s.RTOUS/1000), &s.Backoff, &s.Unacked
 		if s.RTTUS > 0 {
 			j.RTTUS = &s.RTTUS
@@ -129,7 +136,14 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 	if f, ok := c.Forecast(); ok {
 		j.Forecast = &jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
 		if f.GivesUp {
-			j.Forecast.InS, j.Forecast.Errno = new(math.Round(f.Earliest.Seconds()*1000)/1000), new(f.Errno)
+			j.Forecast.EarliestS, j.Forecast.LatestS = jsonSeconds(f.Earliest), jsonSeconds(f.Latest)
+			if f.Expected != 0 {
+				j.Forecast.ExpectedS = jsonSeconds(f.Expected)
+			}
+			j.Forecast.InS = jsonSeconds(soonest(f))
+			if f.Errno != "" {
+				j.Forecast.Errno = &f.Errno
+			}
 		}
 	}
 	if c.Session != nil {
@@ -143,6 +157,9 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 	}
 	return j
 }
+
+// jsonSeconds is a time in seconds, to the millisecond.
+func jsonSeconds(d time.Duration) *float64 { return new(math.Round(d.Seconds()*1000) / 1000) }
 
 func policyOf(c *engine.Connection) jsonPolicy {
 	p := jsonPolicy{Known: c.Known}

@@ -217,7 +217,7 @@ func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 		fmt.Fprintf(w, "worst detection time of the others: %s\n", verdict.Duration(sum.Worst))
 	}
 	if sum.Unforeseen > 0 {
-		fmt.Fprintf(w, "%d without a forecast: settings not read, or data in flight\n", sum.Unforeseen)
+		fmt.Fprintf(w, "%d without a forecast: settings not read, or no rule for what they are in\n", sum.Unforeseen)
 	}
 	if t.acted && t.attached == nil {
 		fmt.Fprintf(w, "released %d, planned %d, dead but left alone %d\n", sum.Released, sum.Planned, sum.Left)

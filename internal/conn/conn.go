@@ -79,9 +79,9 @@ func addrPort(f Family, ip [16]byte, port uint16) netip.AddrPort {
 
 // Heard is the time since anything at all arrived from the peer: an upper
 // bound, since a peer's own keepalive probes move only SegsIn. ok is false
-// when the kernel did not tell.
+// when the kernel did not tell, or nothing can have come yet.
 func (s *Sock) Heard() (d time.Duration, ok bool) {
-	if !s.HasInfo {
+	if !s.HasInfo || s.State == SynSent {
 		return 0, false
 	}
 	return time.Duration(min(s.LastDataRecv, s.LastAckRecv)) * time.Millisecond, true

@@ -91,6 +91,7 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 	if err == nil {
 		err = r.tie(ctx)
 	}
+	r.readSettings(ctx) // of those that were not asked, for their forecasts
 	r.finish()
 	return r.snap, err
 }

@@ -50,7 +50,11 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 	}
 	defer r.close()
 	start := time.Now()
-	if n := r.readSettings(ctx); n > 0 {
+	n, denied := r.readSettings(ctx)
+	if denied > 0 {
+		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user)", count(denied, "connection"))
+	}
+	if n > 0 {
 		r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))
 	}
 	if err := r.tie(ctx); err != nil {
@@ -320,8 +324,8 @@ func (r *run) selected(i uint32) bool {
 // readSettings reads the keepalive settings of the selected connections from
 // duplicates of their descriptors: of all when the request says so, else only
 // where the pending timer does not tell already that keepalive is off. It
-// gives how many were read.
-func (r *run) readSettings(ctx context.Context) (n int) {
+// gives how many were read, and how many could not be.
+func (r *run) readSettings(ctx context.Context) (n, failed int) {
 	t := &r.snap.table
 	var rows []uint32
 	for i := range t.n {
@@ -330,7 +334,7 @@ func (r *run) readSettings(ctx context.Context) (n int) {
 			rows = append(rows, i)
 		}
 	}
-	var denied [2]int
+	var denied [askers]int
 	r.parallel(rows, func(worker int, a *probe.Asker, part []uint32) {
 		for _, i := range part {
 			if ctx.Err() != nil {
@@ -344,11 +348,10 @@ func (r *run) readSettings(ctx context.Context) (n int) {
 			}
 		}
 	}, nil)
-	failed := denied[0] + denied[1]
-	if failed > 0 {
-		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user)", count(failed, "connection"))
+	for _, n := range denied {
+		failed += n
 	}
-	return len(rows) - failed
+	return len(rows) - failed, failed
 }
 
 // lacksSettings reports whether the settings of a row are to be read.

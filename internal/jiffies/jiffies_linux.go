@@ -36,8 +36,8 @@ func Read() (Counter, error) {
 	c := Counter{hz: HZ()}
 	tick := int64(time.Second) / int64(c.hz)
 	// Around the change of a tick the file has one too many, and the counter
-	// itself comes a little late.
-	var zeros [7]int64
+	// itself comes a little late. That befalls one of three readings at most.
+	var zeros [3]int64
 	for i := range zeros {
 		now, ticks, err := read()
 		if err != nil {

@@ -153,7 +153,7 @@ Situations: ` + strings.Join(situationNames(), ", ") + ".",
 	f.Var(&rtt, "rtt", "smoothed round-trip time (default 100us)")
 	f.Var(&rto, "rto", "retransmission timeout before backoff (default rtt + 200ms)")
 	f.IntVar(&in.Retries2, "retries2", 15, "tcp_retries2")
-	f.IntVar(&in.SYNRetries, "syn-retries", 6, "tcp_syn_retries; in syn-received tcp_synack_retries (default 5)")
+	f.IntVar(&in.SYNRetries, "syn-retries", 0, "tcp_syn_retries (default 6); in syn-received tcp_synack_retries (default 5)")
 	f.IntVar(&in.OrphanRetries, "orphan-retries", 0, "tcp_orphan_retries; 0 is 8")
 	f.Var(&finTimeout, "fin-timeout", "tcp_fin_timeout (default 60s)")
 	f.Var(&probedFor, "probed-for", "zero window: how long probes had been answered")

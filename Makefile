@@ -11,7 +11,7 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-windows format vet bench bench-databases lint generate fuzz man clean
+.PHONY: help demo build test test-windows format vet bench bench-databases forecast-report lint generate fuzz man clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -46,6 +46,10 @@ bench: ## measure scan, check and keepalive.Set against ss, a bare dump and pack
 bench-databases: ## measure how long a phantom locks a row of Firebird, PostgreSQL and MariaDB
 	@.ci/packages
 	$(GO) test -run '^$$' -bench Release -benchtime 1x -timeout 10m ./test/e2e/databases
+
+forecast-report: ## print when this kernel gives connections up, forecast and measured
+	@report=$$(mktemp) && $(GO) test ./forecast -run '^TestAgainstTheKernel$$' -count=1 -report "$$report"; \
+		status=$$?; cat "$$report"; rm -f "$$report"; exit $$status
 
 lint: ## run golangci-lint at the version this tree is clean under
 	$(GO) run $(LINT) run ./...

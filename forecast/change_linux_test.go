@@ -9,6 +9,7 @@ import (
 
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/testnet"
 )
 
@@ -19,8 +20,7 @@ func TestChangesAgainstTheKernel(t *testing.T) {
 	world, err := testnet.New(t.Context())
 	ok(t, err)
 	t.Cleanup(func() { ok(t, world.Close()) })
-	ticks := hz(t)
-	jiffies := readJiffies(t, ticks)
+	counter := tickCounter(t)
 	const s = time.Second
 	on := forecast.Input{KeepAlive: true, Policy: policy(2, 1, 5, 0)}
 	type call struct{ level, name, value int }
@@ -49,7 +49,7 @@ func TestChangesAgainstTheKernel(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for _, c := range cases {
-		stage := &stage{t: t, in: c.in}
+		stage := &stage{t: t, in: c.in, counter: counter}
 		stage.build(world, forecast.SituationIdle)
 		wg.Go(func() {
 			t.Run(c.name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestChangesAgainstTheKernel(t *testing.T) {
 				s.exchange()
 				ok(t, s.link.Cut())
 				time.Sleep(time.Until(s.zero.Add(3500 * ms)))
-				in := s.live(ticks, jiffies)
+				in := s.live()
 				s.onFD(s.ours, func(fd int) error {
 					for _, o := range c.calls {
 						if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
@@ -91,7 +91,7 @@ func TestChangesAgainstTheKernel(t *testing.T) {
 
 // live is what sock_diag tells of our connection now, the moment that a
 // forecast then counts from.
-func (s *stage) live(hz int, jiffies func(time.Duration) forecast.Clock) forecast.Input {
+func (s *stage) live() forecast.Input {
 	c, list := s.sockets()
 	if len(list) != 1 {
 		s.t.Fatalf("%d connections", len(list))
@@ -100,11 +100,11 @@ func (s *stage) live(hz int, jiffies func(time.Duration) forecast.Clock) forecas
 	ok(s.t, c.Lookup(list, func(_ int, err error) { ok(s.t, err) }))
 	ok(s.t, c.Close())
 	in := s.in
-	in.HZ, in.Clock = hz, jiffies(s.zeroMono)
+	in.HZ, in.Clock = jiffies.HZ(), s.counter.At(s.zeroMono)
 	in.Heard, _ = list[0].Heard()
 	in.Probes, in.TimerIn = int(list[0].Probes), -1
 	if list[0].Timer == conn.TimerKeepalive {
-		in.TimerIn = time.Duration(list[0].TimerMS) * time.Millisecond
+		in.TimerIn = max(1, time.Duration(list[0].TimerMS)*time.Millisecond)
 	}
 	return in
 }

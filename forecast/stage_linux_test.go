@@ -16,6 +16,7 @@ import (
 
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/sockdiag"
 	"deadpeer/internal/testnet"
 )
@@ -31,6 +32,10 @@ type stage struct {
 	ours, theirs *net.TCPConn
 	zero         time.Time
 	zeroMono     time.Duration // zero on CLOCK_MONOTONIC
+
+	counter jiffies.Counter
+	found   *forecast.Input // the connection as described after zero, if it was
+	foundAt time.Duration   // on CLOCK_MONOTONIC
 }
 
 // build makes the hosts, with the sysctls that the input says.
@@ -142,9 +147,7 @@ func (s *stage) exchange() {
 
 // now makes this moment the one that the forecast counts from.
 func (s *stage) now() {
-	var ts unix.Timespec
-	ok(s.t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts))
-	s.zero, s.zeroMono = time.Now(), time.Duration(ts.Nano())
+	s.zero, s.zeroMono = time.Now(), jiffies.Monotonic()
 }
 
 // fromHeard makes the last segment from the peer, by the kernel's count, the

@@ -32,6 +32,7 @@ type stage struct {
 	ours, theirs *net.TCPConn
 	zero         time.Time
 	zeroMono     time.Duration // zero on CLOCK_MONOTONIC
+	notYet       time.Time     // when what is waited for had not happened
 
 	counter jiffies.Counter
 	found   *forecast.Input // the connection as described after zero, if it was
@@ -193,10 +194,16 @@ func (s *stage) fill() {
 	s.fromHeard()
 }
 
+// until polls, and notes when it did so in vain for the last time: what a busy
+// machine has us see late happened after that.
 func (s *stage) until(what string, done func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(60 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		now := time.Now()
+		if done() {
+			return
+		}
+		if s.notYet = now; now.After(end) {
 			s.t.Fatalf("waited too long for %s", what)
 		}
 	}

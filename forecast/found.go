@@ -67,22 +67,21 @@ func (f flight) untouched() (lives []func(*run)) {
 	return lives
 }
 
-// which of the moments that a clock may have been started at.
-type which uint8
-
-const (
-	earliest which = iota
-	latest
-	byUserTimeout // the pending timer was armed for what a user timeout left
-)
+// which is one of the ways in which what is found can have come about.
+type which struct {
+	early bool // the clock was started as early as it can have been, else as late
+	short bool // the pending timer was armed for what a user timeout left
+}
 
 // resumed are lives that differ in when the clock was started, which the
 // kernel does not tell.
-func (in Input) resumed(resume func(*run, which)) []func(*run) {
-	life := func(w which) func(*run) { return func(r *run) { resume(r, w) } }
-	lives := []func(*run){life(earliest), life(latest)}
+func (in Input) resumed(resume func(*run, which)) (lives []func(*run)) {
+	ways := []which{{early: true}, {}}
 	if in.Policy.UserTimeout > 0 {
-		lives = append(lives, life(byUserTimeout))
+		ways = append(ways, which{true, true}, which{false, true})
+	}
+	for _, w := range ways {
+		lives = append(lives, func(r *run) { resume(r, w) })
 	}
 	return lives
 }
@@ -132,6 +131,15 @@ type past struct {
 	more      bool              // there may have been more than k
 }
 
+// since is how long before the kth time the clock was started.
+func (p past) since(k int) (t ticks) {
+	for n := p.first; n < k; n++ {
+		d := p.timeout(n)
+		t = ticks{t.lo + d + 1, t.hi + d + granule(inTimer(d)) + p.lag}
+	}
+	return t
+}
+
 // started works out when the clock was started that decides on the end, and
 // for how many ticks the pending timer was armed. The pending timer tells when
 // it went off last, and the timeouts, each late by up to its granule, when
@@ -148,12 +156,32 @@ func (in Input) started(r *run, w which, p past) (at, armed int64) {
 	userTimeout := r.ticks(in.Policy.UserTimeout)
 	const slop = 1 // a tick may have passed between two readings of the clock
 	switch {
-	case userTimeout > 0 && (p.sent == 0 && w == byUserTimeout || p.sent > 0 && sent > last.hi+slop):
+	case userTimeout == 0:
+	case p.sent > 0:
+		w.short = sent > last.hi+slop
+	default:
+		since := p.since(p.k)
+		left := ticks{userTimeout - since.hi, userTimeout - since.lo}
+		switch {
+		case left.lo > armed && !p.more:
+			w.short = false
+		case left.hi < armed:
+			w.short = true
+		}
+		if w.short {
+			armed = max(1, left.hi, due-r.start)
+		}
+		if w.short && w.early {
+			armed = max(1, left.lo, due-r.start)
+		}
+	}
+	switch {
+	case w.short:
 		if p.sent > 0 {
 			armed = max(1, due-sent)
 		}
 		began := ticks{due - userTimeout - overdue - slop, due - userTimeout + slop}
-		if w == earliest {
+		if w.early {
 			return began.lo, armed
 		}
 		return min(began.hi, r.start), armed
@@ -177,7 +205,7 @@ func (in Input) started(r *run, w which, p past) (at, armed int64) {
 	if p.more {
 		began.lo = due - userTimeout
 	}
-	if w == earliest {
+	if w.early {
 		return began.lo - vague, armed
 	}
 	return min(began.hi+vague, last.hi), armed

@@ -8,8 +8,10 @@
 //	f, err := forecast.For(forecast.SituationInFlight, forecast.Input{RTT: 40 * time.Millisecond})
 //	fmt.Println(f.Earliest, f.Latest, f.Errno) // 16m11.624s 16m13.672s ETIMEDOUT
 //
-// [For] forecasts a situation from its beginning. [Idle] forecasts an idle
-// connection as it is found, in the middle of whatever its timer does.
+// [For] forecasts a situation from its beginning, or a connection as it is
+// found in the middle of it: idle and being probed, or with so many
+// retransmissions behind it. [Idle] does that for the idle ones and takes every
+// value that a kernel can hold.
 //
 // Timers of the kernel are late by up to an eighth of their time, depending on
 // CONFIG_HZ and on the phase of the tick counter when they are armed. A
@@ -55,7 +57,8 @@ type Forecast struct {
 	Latest    time.Duration // not after that
 	// Expected is the one instant to wait for, when Input.Clock is known; else
 	// it is 0. Where it depends on when an idle connection's timer was armed,
-	// which the kernel does not tell, it is the likeliest between the ends.
+	// which the kernel does not tell, it is the likeliest between the ends; of a
+	// retransmission found in the middle it is 0 then.
 	Expected time.Duration
 	// Steps are what the kernel does until then, at most [MaxSteps]. Those that
 	// may come after the end, such as the last probe before a user timeout, may

@@ -112,7 +112,7 @@ func over(s Situation, in Input, lives ...func(*run)) Forecast {
 	// of them nothing differs by more than their distance.
 	budget := int64(4 << 20)
 	if in.found() {
-		budget = 1 << 10 // there may be a hundred thousand of them
+		budget = 1 << 8 // there may be a hundred thousand of them
 	}
 	stride := int64(1)
 	for phase := int64(0); phase < granule(r.top); phase += stride {

@@ -31,9 +31,10 @@ func (c *canvas) drawMarks() {
 	// The end, the first and the last are what people look for.
 	var rest []Mark
 	for _, m := range c.Marks {
-		if m.Kind == End {
+		switch m.Kind {
+		case End:
 			c.labelMark(m)
-		} else if m.Kind == Question {
+		case Question:
 			rest = append(rest, m)
 		}
 	}

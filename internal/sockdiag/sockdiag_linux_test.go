@@ -260,3 +260,36 @@ func TestDumpLong(t *testing.T) {
 		t.Errorf("%d of %d sockets are missing", len(ports), n)
 	}
 }
+
+// Every socket was described between the moments that are said. A timer that
+// counts down tells when the kernel looked.
+func TestDescribed(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, "tcp4", 1)
+	check(t, p.servers[0].(*net.TCPConn).SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute}))
+	c := open(t, p.a)
+	var earliest, latest time.Time // when it is due
+	for i := range 20 {
+		began := time.Now()
+		check(t, c.Dump(t.Context(), Query{}, func(s *conn.Sock, _ *Memory) error {
+			since, until := c.Described()
+			if since.Before(began) || until.Before(since) || until.After(time.Now()) {
+				t.Errorf("between %v and %v after the dump began", since.Sub(began), until.Sub(began))
+			}
+			due := time.Duration(s.TimerMS) * time.Millisecond
+			const tick = 10 * time.Millisecond // at HZ=100; the timer is told in whole ones
+			from, to := since.Add(due-tick), until.Add(due+tick)
+			if i == 0 {
+				earliest, latest = from, to
+			}
+			if from.After(latest) || to.Before(earliest) {
+				t.Errorf("due %v to %v after the first was", from.Sub(earliest), to.Sub(earliest))
+			}
+			return nil
+		}))
+		time.Sleep(7 * time.Millisecond)
+	}
+	if earliest.IsZero() {
+		t.Error("no socket")
+	}
+}

@@ -98,7 +98,37 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	if r.snap.attached, err = e.attachedSockets(ctx); err != nil {
 		r.note(false, "%v", err)
 	}
-	return r, nil
+	return r, r.lookAgain()
+}
+
+// lookAgain reads connections again whose pending timer would not be told to
+// the tick, if they are few.
+func (r *run) lookAgain() error {
+	const few = 512 // some milliseconds' worth
+	if !r.snap.kernel.counter.Known() || r.snap.table.n > few {
+		return nil
+	}
+	for n, space := range r.spaces {
+		var rows []*row
+		var socks []*conn.Sock
+		for i := range r.snap.table.n {
+			row := r.snap.table.at(i)
+			if !row.skip && row.sock.NetNS == n && row.sock.Timer != conn.TimerNone {
+				fresh := row.sock
+				rows, socks = append(rows, row), append(socks, &fresh)
+			}
+		}
+		err := space.diag.Lookup(socks, func(i int, err error) {
+			// One that is another thing now stays as it was selected.
+			if err == nil && socks[i].State == rows[i].sock.State {
+				rows[i].sock, rows[i].read = *socks[i], r.snap.kernel.reading(space.diag.Described())
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin opens what a run reads from. Close the run.

@@ -188,7 +188,9 @@ func (c *Conn) dump(ctx context.Context, q Query, code []byte, visit func(*conn.
 }
 
 // Described gives the moments between which the kernel described the socket
-// that Dump is visiting. It is for visit.
+// that Dump is visiting, or of which Lookup reports the outcome. A dump of even
+// a few sockets takes as long as a walk over all of the host's, some
+// milliseconds; looking one up takes microseconds.
 func (c *Conn) Described() (since, until time.Time) { return c.since, c.until }
 
 // Lookup reads the sockets again, by cookie, into themselves, and reports for
@@ -252,7 +254,9 @@ func (c *Conn) each(socks []*conn.Sock, kind, flags uint16, ext uint8, answer fu
 		if left == 0 {
 			continue
 		}
-		err := c.send(c.req)
+		c.since = time.Now()
+		err := c.send(c.req) // the kernel answers before it returns
+		c.until = time.Now()
 		for left > 0 && err == nil {
 			var n int
 			if n, err = c.receive(c.buf); err != nil {

@@ -12,6 +12,7 @@ import (
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/internal/jiffies"
 	"deadpeer/keepalive"
 )
 
@@ -148,7 +149,7 @@ func meaning(state engine.Tuning, value func(engine.TuneSetting) int64) (lines [
 		lines = append(lines, fmt.Sprintf("  with data in flight  %s after the write (round trip 0.1 ms)", spanText(d)))
 	}
 	if syn, ok := state.Part(engine.TuneSYNRetries); ok {
-		f, err := forecast.For(forecast.SituationSynSent, forecast.Input{HZ: engine.HZ(), SYNRetries: int(value(syn))})
+		f, err := forecast.For(forecast.SituationSynSent, forecast.Input{HZ: jiffies.HZ(), SYNRetries: int(value(syn))})
 		if err == nil {
 			lines = append(lines, fmt.Sprintf("  while connecting     %s after the first SYN", spanText(f.Earliest)))
 		}
@@ -163,7 +164,7 @@ func inFlight(state engine.Tuning, value func(engine.TuneSetting) int64) time.Du
 	if _, linux := state.Part(engine.TuneOrphanRetries); !ok || !linux {
 		return 0
 	}
-	f, err := forecast.For(forecast.SituationInFlight, forecast.Input{HZ: engine.HZ(), Retries2: zeroIsNone(value(retries))})
+	f, err := forecast.For(forecast.SituationInFlight, forecast.Input{HZ: jiffies.HZ(), Retries2: zeroIsNone(value(retries))})
 	if err != nil {
 		return 0
 	}

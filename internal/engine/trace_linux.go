@@ -9,6 +9,7 @@ import (
 
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/netns"
 	"deadpeer/internal/wire"
 	"deadpeer/keepalive"
@@ -35,10 +36,7 @@ func (e *Engine) Trace(ctx context.Context, req TraceRequest, visit func(*Traced
 		return nil, err
 	}
 	defer func() { _ = capture.Close() }()
-	t := &trace{e: e, ctx: ctx, req: req, visit: visit, hz: e.options.HZ}
-	if t.hz == 0 {
-		t.hz = HZ()
-	}
+	t := &trace{e: e, ctx: ctx, req: req, visit: visit, hz: jiffies.HZ()}
 	t.tracker = wire.NewTracker(wire.TrackerOptions{Select: t.selects})
 	if err := t.look(); err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/host"
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/probe"
 	"deadpeer/internal/sockdiag"
@@ -93,7 +94,7 @@ func TestTuneExisting(t *testing.T) {
 				t.Errorf("%+v", got.Existing)
 			}
 			f := must(forecast.For(forecast.SituationIdle, forecast.Input{
-				KeepAlive: true, Policy: keepalive.Policy{Idle: 3 * time.Second, Interval: time.Second, Probes: 3}, HZ: HZ(),
+				KeepAlive: true, Policy: keepalive.Policy{Idle: 3 * time.Second, Interval: time.Second, Probes: 3}, HZ: jiffies.HZ(),
 			}))(t)
 			patience := f.Latest + 20*time.Second // on a machine that is busy
 			gone := func(p netip.AddrPort) bool {

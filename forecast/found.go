@@ -14,7 +14,7 @@ func (in Input) found() bool { return in.TimerIn > 0 }
 // cannot be forecast from there.
 func (in Input) checkFound(s Situation) error {
 	switch s {
-	case SituationIdle, SituationCloseWait, SituationRebooted, SituationZeroWindow:
+	case SituationIdle, SituationCloseWait, SituationRebooted:
 		return nil
 	case SituationZeroWindowAlive, SituationARPFailing:
 		if in.TimerIn != 0 {
@@ -22,9 +22,9 @@ func (in Input) checkFound(s Situation) error {
 		}
 	}
 	switch {
-	case in.Retransmits > 0 && !in.found():
+	case in.Retransmits+in.Backoff > 0 && !in.found():
 		return &InputError{"timer", in.TimerIn.String(), "above 0 after a retransmission", "give when the pending timer is due"}
-	case in.Backoff != 0 && in.Backoff != in.Retransmits:
+	case s != SituationZeroWindow && in.Backoff != 0 && in.Backoff != in.Retransmits:
 		return fmt.Errorf("backoff %d after %d retransmissions: errors of the network have changed it: %w", in.Backoff, in.Retransmits, errors.ErrUnsupported)
 	}
 	return nil

@@ -124,6 +124,7 @@ func TestFoundRefused(t *testing.T) {
 		{forecast.SituationInFlight, forecast.Input{Retransmits: 256, TimerIn: 1}, "retransmits"},
 		{forecast.SituationInFlight, forecast.Input{Sent: -1, TimerIn: 1}, "sent"},
 		{forecast.SituationZeroWindow, forecast.Input{Backoff: -1, TimerIn: 1}, "backoff"},
+		{forecast.SituationZeroWindow, forecast.Input{Backoff: 2}, "timer"},
 		{forecast.SituationZeroWindowAlive, forecast.Input{TimerIn: 1}, "timer"},
 		{forecast.SituationARPFailing, forecast.Input{TimerIn: time.Second}, "timer"},
 	} {

@@ -31,7 +31,7 @@ func (a *app) writeFile(name string, write func(io.Writer) error) error {
 func forecastPage(f forecast.Forecast, in forecast.Input) picture.Page {
 	page := picture.Page{
 		Picture: forecastPicture(f, in),
-		Lead:    []string{forecastSentence(f, in), "Taken for granted: " + settingsText(f, in) + "."},
+		Lead:    []string{forecastSentence(f, in), "With " + settingsText(f, in) + "."},
 		Head:    []string{"step", "not before", "at the latest"},
 		Notes:   []string{precision(f)},
 	}
@@ -59,7 +59,12 @@ func forecastPicture(f forecast.Forecast, in forecast.Input) picture.Picture {
 		Marks: []picture.Mark{{Kind: picture.Start}},
 	}
 	end := max(f.Latest, 1)
-	for _, s := range f.Steps {
+	const most, ends = 20, 6 // of more steps the first and the last are drawn, so that they can be told apart
+	for i, s := range f.Steps {
+		end = max(end, s.Latest)
+		if len(f.Steps) > most && i >= ends && i < len(f.Steps)-ends {
+			continue
+		}
 		m := picture.Mark{Lane: us, Kind: picture.Question, Text: strconv.Itoa(s.N), Earliest: s.Earliest, Latest: s.Latest, Answered: words.answers}
 		switch s.What {
 		case forecast.TailLossProbe:
@@ -68,7 +73,9 @@ func forecastPicture(f forecast.Forecast, in forecast.Input) picture.Picture {
 			m.Lane, m.Kind, m.Text = peer, picture.Failure, "N"
 		}
 		p.Marks = append(p.Marks, m)
-		end = max(end, s.Latest)
+	}
+	if n := len(f.Steps); n > most {
+		p.Caption = append(p.Caption, fmt.Sprintf("%d steps between the first and the last are not drawn.", n-2*ends))
 	}
 	if !words.answers {
 		p.Spans = append(p.Spans, picture.Span{Lane: peer, Kind: picture.Silence, To: end})

@@ -74,7 +74,11 @@ func (c *canvas) drawMark(m Mark) {
 
 func (c *canvas) dot(class string, m Mark, x, y float64) {
 	fmt.Fprintf(c, `<circle class="%s" cx="%s" cy="%s" r="%s"/>`, class, n(x), n(y), n(radius))
-	c.text("in", x, y+4, m.Text)
+	text := "in"
+	if len(m.Text) > 2 {
+		text = "in less"
+	}
+	c.text(text, x, y+4, m.Text)
 }
 
 // bold is by how much bold text is wider.

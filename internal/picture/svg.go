@@ -243,7 +243,7 @@ const style = `
 .dp .hide{stroke:var(--ground);stroke-width:3}.dp .silence{stroke:var(--quiet);stroke-dasharray:1 5}
 .dp .rule{stroke:var(--ink)}.dp .myth{stroke:var(--amber);stroke-dasharray:5 4}
 .dp .band{fill:var(--blue);opacity:.2}.dp .endband{fill:var(--red);opacity:.18}
-.dp .ask{stroke:var(--blue)}.dp .dot{fill:var(--blue)}.dp text.in{fill:var(--ground);stroke:none;text-anchor:middle;font-size:11px;font-weight:600}
+.dp .ask{stroke:var(--blue)}.dp .dot{fill:var(--blue)}.dp text.in{fill:var(--ground);stroke:none;text-anchor:middle;font-size:11px;font-weight:600}.dp text.less{font-size:9px}
 .dp .over{stroke:var(--red);stroke-width:2}.dp text.over{fill:var(--red);stroke:var(--ground);stroke-width:4px;font-weight:600}
 .dp .start{fill:var(--ink)}.dp .fail{fill:var(--amber)}
 `

@@ -14,8 +14,7 @@ import (
 
 // hostDefaults are what a network namespace gives its sockets (tcp(7)).
 type hostDefaults struct {
-	policy   keepalive.Policy // without a user timeout, of which there is no default
-	retries2 int
+	policy keepalive.Policy // without a user timeout, of which there is no default
 }
 
 // defaults reads them in the namespace. Needs CAP_SYS_ADMIN unless it is our
@@ -26,7 +25,6 @@ func (s *space) defaults() (d hostDefaults, err error) {
 			"tcp_keepalive_time":   func(v int) { d.policy.Idle = time.Duration(v) * time.Second },
 			"tcp_keepalive_intvl":  func(v int) { d.policy.Interval = time.Duration(v) * time.Second },
 			"tcp_keepalive_probes": func(v int) { d.policy.Probes = v },
-			"tcp_retries2":         func(v int) { d.retries2 = v },
 		} {
 			b, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
 			if err != nil {
@@ -58,15 +56,13 @@ func (r *run) foreseeInFlight(out *Attached, items []attach.Item, rows []uint32,
 		if s.UserTimeout > 0 && items[n].Policy.UserTimeout != 0 || in != nil && in.RTT >= rtt {
 			continue
 		}
-		d, err := r.spaces[row.sock.NetNS].defaults()
-		if err != nil {
-			r.note(true, "the host's tcp_retries2 could not be read: %v", err)
-			return nil
+		limits, told := r.snap.kernel.limits[row.sock.NetNS]
+		if !told {
+			return nil // which a note says
 		}
-		in = &forecast.Input{KeepAlive: true, RTT: rtt, HZ: r.snap.hz, Retries2: d.retries2}
-		if in.Retries2 == 0 {
-			in.Retries2 = -1 // 0 is the default in an Input
-		}
+		input := limits.input()
+		in = &input
+		in.KeepAlive, in.RTT, in.HZ = true, rtt, r.snap.kernel.hz
 	}
 	if in == nil {
 		return nil

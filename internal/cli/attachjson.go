@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"encoding/json"
-	"math"
 
 	"deadpeer/internal/engine"
 )
@@ -26,10 +25,7 @@ func newJSONAttached(a *engine.Attached) *jsonAttached {
 		j.Attachment = &a.ID
 	}
 	if f := a.InFlight; f != nil {
-		j.InFlight = &jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
-		if f.GivesUp {
-			j.InFlight.InS, j.InFlight.Errno = new(math.Round(f.Earliest.Seconds()*1000)/1000), new(f.Errno)
-		}
+		j.InFlight = forecastOf(*f)
 	}
 	return j
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
 )
@@ -134,17 +135,7 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		}
 	}
 	if f, ok := c.Forecast(); ok {
-		j.Forecast = &jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
-		if f.GivesUp {
-			j.Forecast.EarliestS, j.Forecast.LatestS = jsonSeconds(f.Earliest), jsonSeconds(f.Latest)
-			if f.Expected != 0 {
-				j.Forecast.ExpectedS = jsonSeconds(f.Expected)
-			}
-			j.Forecast.InS = jsonSeconds(soonest(f))
-			if f.Errno != "" {
-				j.Forecast.Errno = &f.Errno
-			}
-		}
+		j.Forecast = forecastOf(f)
 	}
 	if c.Session != nil {
 		j.Session = sessionOf(c.Session)
@@ -156,6 +147,21 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		}
 	}
 	return j
+}
+
+func forecastOf(f forecast.Forecast) *jsonForecast {
+	j := jsonForecast{GivesUp: f.GivesUp, Rule: string(f.Rule)}
+	if !f.GivesUp {
+		return &j
+	}
+	j.InS, j.EarliestS, j.LatestS = jsonSeconds(soonest(f)), jsonSeconds(f.Earliest), jsonSeconds(f.Latest)
+	if f.Expected != 0 {
+		j.ExpectedS = jsonSeconds(f.Expected)
+	}
+	if f.Errno != "" {
+		j.Errno = &f.Errno
+	}
+	return &j
 }
 
 // jsonSeconds is a time in seconds, to the millisecond.

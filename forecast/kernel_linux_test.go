@@ -159,7 +159,7 @@ func TestAgainstTheKernel(t *testing.T) {
 				if took < f.Earliest-early || took-unseen > f.Latest+late {
 					t.Errorf("given up after %v, want %v to %v", took, f.Earliest, f.Latest)
 				}
-				if counter.Known() && (expected < f.Earliest-early || expected > f.Latest+early) {
+				if certain && (expected < f.Earliest-early || expected > f.Latest+early) {
 					t.Errorf("expected at %v, out of %v to %v", expected, f.Earliest, f.Latest)
 				}
 			})

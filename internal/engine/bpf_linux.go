@@ -164,8 +164,12 @@ func (r *run) joinPass(p *bpfPass) {
 			if !ok {
 				continue // not selected, or of a namespace that was not looked into
 			}
+			row := t.at(at)
+			if row.sock.State == conn.TimeWait {
+				continue // stands in for a closed socket and bears its cookie; no descriptor is its own
+			}
 			j.give(at, c.owner)
-			if row := t.at(at); row.sock.State != conn.Listen {
+			if row.sock.State != conn.Listen {
 				row.settings = booked[c.settings]
 			}
 		}

@@ -11,7 +11,7 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-windows format vet bench bench-databases forecast-report lint generate fuzz man clean
+.PHONY: help demo build test test-windows format vet bench bench-databases forecast-report lint generate fuzz man clean survey-report
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -50,6 +50,9 @@ bench-databases: ## measure how long a phantom locks a row of Firebird, PostgreS
 forecast-report: ## print when this kernel gives connections up, forecast and measured
 	@report=$$(mktemp) && $(GO) test ./forecast -run '^TestAgainstTheKernel$$' -count=1 -report "$$report"; \
 		status=$$?; cat "$$report"; rm -f "$$report"; exit $$status
+
+survey-report: ## survey NATs that forget after 20, 47 and 90 s (3 minutes)
+	$(GO) test -tags report -run TestReport -v ./internal/survey
 
 lint: ## run golangci-lint at the version this tree is clean under
 	$(GO) run $(LINT) run ./...

@@ -13,6 +13,9 @@
 //	                     CAT FILE or READONLY FOLDER
 //	                     two connections: 10.…:living answers, 10.…:gone is cut off;
 //	                     after the word then other commands, without --netns
+//	behind-nat ARG...    deadpeer ARG... on a client whose NAT forgets connections
+//	                     after 3 s, or as NAT=DURATION says, and answers RST; the
+//	                     server is 10.0.1.2:5432
 //	json-paths PATH...   every path of the JSON on stdin, with its type unless
 //	                     it is named: then that depends on the machine
 //	exits CODE PROGRAM ARG...
@@ -57,6 +60,7 @@ func TestMain(m *testing.M) {
 		"deadpeer":   func() { isolate(); os.Exit(deadpeer(os.Args[1:])) },
 		"half-open":  func() { isolate(); os.Exit(halfOpen(os.Args[1:])) },
 		"own-host":   func() { os.Exit(ownHost(os.Args[1:])) },
+		"behind-nat": func() { isolate(); os.Exit(behindNAT(os.Args[1:])) },
 		"json-paths": func() { os.Exit(jsonPaths(os.Stdin, os.Stdout, os.Args[1:])) },
 	})
 }
@@ -233,6 +237,43 @@ func ownHost(args []string) int {
 		}
 	}
 	return 0
+}
+
+// behindNAT runs deadpeer on a host behind a NAT.
+func behindNAT(args []string) int {
+	ctx := context.Background()
+	world := must(testnet.New(ctx))
+	defer func() { check(world.Close()) }()
+	client, server := must(world.Host("client")), must(world.Host("server"))
+	remembers := 3 * time.Second
+	if d, err := time.ParseDuration(os.Getenv("NAT")); err == nil {
+		remembers = d
+	}
+	nat := must(world.NAT(client, server, testnet.NATOptions{Established: remembers, OnForgotten: testnet.Reset}))
+	l := must(server.Listen(ctx, "tcp4", netip.AddrPortFrom(nat.Outside.IPv4(server), 5432).String()))
+	accepting := make(chan struct{})
+	go func() {
+		defer close(accepting)
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			check(c.SetLinger(0))               // what the NAT forgot would be repeated
+			defer func() { check(c.Close()) }() // when the program has ended
+		}
+	}()
+	cmd := client.Command(ctx, must(os.Executable()), args...)
+	cmd.Args[0] = "deadpeer"
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	check(client.Start(cmd))
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) {
+		check(err)
+	}
+	check(l.Close())
+	<-accepting
+	return cmd.ProcessState.ExitCode()
 }
 
 // jsonPaths writes the path and type of every value, each pair once. The

@@ -40,7 +40,7 @@ vet:
 	@set -e; for system in $(SYSTEMS); do echo "go vet for $$system"; \
 		CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) vet ./...; done
 
-bench: ## measure scan, check and keepalive.Set against ss, a bare dump and package net
+bench: ## measure against ss, a bare dump, package net and tcpdump
 	$(GO) run ./test/bench
 
 bench-databases: ## measure how long a phantom locks a row of Firebird, PostgreSQL and MariaDB

@@ -3,7 +3,7 @@
 // and two peers of which one lies behind a link that gets cut. It prints one
 // table for each number of connections, and asserts nothing: judge by the
 // column of goals. Before that it measures package keepalive against package
-// net.
+// net, and package wire against tcpdump.
 //
 // Linux, as root or where user namespaces are allowed. Times are medians of
 // several runs taken in turn; on a busy machine look at ratios.
@@ -64,6 +64,10 @@ func run(ctx context.Context) error {
 			return measurePolicy(args)
 		case "policy-calls":
 			return repeatPolicy(args)
+		case "trace":
+			return traceProbes(ctx, args)
+		case "probes":
+			return sendProbes(args)
 		}
 		return fmt.Errorf("no role %q", os.Args[2])
 	}
@@ -71,6 +75,7 @@ func run(ctx context.Context) error {
 	quick := flag.Bool("quick", false, "few runs, 1000 connections")
 	processes := flag.Bool("ss-processes", false, "run ss -tnpH at any number of connections (half a minute at 100,000)")
 	keepalive := flag.Bool("keepalive", false, "server sockets with keepalive on, so that deadpeer reads their settings")
+	onlyTrace := flag.Bool("trace", false, "measure tracing only")
 	binary := flag.String("deadpeer", "", "deadpeer binary to measure (default: built from this tree)")
 	flag.Parse()
 	code, reexeced, err := testnet.Reexec(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -89,10 +94,19 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if *onlyTrace {
+		if o.self, err = os.Executable(); err != nil {
+			return err
+		}
+		return o.benchTrace(ctx, dir)
+	}
 	if err := o.programs(ctx, dir, *binary); err != nil {
 		return err
 	}
 	if err := o.benchPolicy(ctx, dir); err != nil {
+		return err
+	}
+	if err := o.benchTrace(ctx, dir); err != nil {
 		return err
 	}
 	for word := range strings.SplitSeq(*numbers, ",") {

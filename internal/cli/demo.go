@@ -12,6 +12,7 @@ import (
 )
 
 func (a *app) demo() *cobra.Command {
+	var trace bool
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "See it happen: a cut link, a phantom that holds a lock, its release",
@@ -27,13 +28,15 @@ every step came out right.
 
 With -o json, released_after_ms and lock_regained_after_ms count from the cut.`,
 		Example: `  deadpeer demo
+  deadpeer demo --trace
   deadpeer demo -o json | jq .phantom_verdict`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDemo(cmd) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDemo(cmd, trace) },
 	}
 	f := cmd.Flags()
 	addOutput(cmd, &a.common.output, "table", "json")
 	f.BoolVar(&a.common.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
+	f.BoolVar(&trace, "trace", false, "show the questions and answers on the wire, too")
 	cmd.AddCommand(a.demoLockServer())
 	return cmd
 }
@@ -51,12 +54,15 @@ func (a *app) demoLockServer() *cobra.Command {
 	}
 }
 
-func (a *app) runDemo(cmd *cobra.Command) error {
+func (a *app) runDemo(cmd *cobra.Command, trace bool) error {
 	output := a.common.output
 	if output != "table" && output != "json" {
 		return usage(fmt.Errorf("--output: %q is not one of table, json", output))
 	}
-	args := []string{"demo", "--output", output, fmt.Sprintf("--no-color=%t", a.common.noColor)}
+	if trace && output == "json" {
+		return usage(errors.New("--trace: has no meaning with --output json"))
+	}
+	args := []string{"demo", fmt.Sprintf("--trace=%t", trace), "--output", output, fmt.Sprintf("--no-color=%t", a.common.noColor)}
 	code, entered, err := demo.Enter(cmd.Context(), args, a.stdin, a.stdout, a.stderr)
 	switch {
 	case errors.Is(err, demo.ErrForbidden):
@@ -73,7 +79,7 @@ func (a *app) runDemo(cmd *cobra.Command) error {
 		return a.demoJSON(cmd)
 	}
 	story := &demo.Story{Out: a.stdout, Colour: a.colour(), Live: isTerminal(a.stdout)}
-	_, err = demo.Run(cmd.Context(), demo.Options{Observe: story.Observe, Progress: story.Progress})
+	_, err = demo.Run(cmd.Context(), demo.Options{Trace: trace, Observe: story.Observe, Progress: story.Progress})
 	if writeErr := story.End(); err == nil {
 		return writeErr
 	}

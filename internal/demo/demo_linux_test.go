@@ -17,6 +17,7 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/testnet"
+	"deadpeer/internal/wire"
 )
 
 func TestMain(m *testing.M) {
@@ -72,9 +73,12 @@ func TestRun(t *testing.T) {
 	var out bytes.Buffer
 	story := &Story{Out: &out}
 	var steps []Step
+	wires := map[Step][]Sight{}
 	r, err := Run(t.Context(), Options{
+		Trace: true,
 		Observe: func(s Step, r *Result) {
 			steps = append(steps, s)
+			wires[s] = r.Wire
 			story.Observe(s, r)
 		},
 		Progress: story.Progress,
@@ -111,7 +115,37 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(r.Seen, r.Phantom.String()) || !strings.Contains(r.Seen, unix.ECONNABORTED.Error()) {
 		t.Errorf("the lock server said %q, want the phantom's %v", r.Seen, unix.ECONNABORTED)
 	}
-	tells(t, out.String(), r.Answer, "2 h 11 m 15 s", r.Phantom.String(), r.Back.String(), "lockserver[", "never")
+	sees(t, r, wires[Judged])
+	if w := wires[Released]; len(w) == 0 || w[len(w)-1].Kind != wire.GiveUp || w[len(w)-1].Peer != r.Phantom {
+		t.Errorf("on the wire at the end: %+v, want the phantom's reset last", w)
+	}
+	tells(t, out.String(), "probe 1, unanswered", "probe 1, answered after", "reset: it is over", r.Answer, "2 h 11 m 15 s", r.Phantom.String(), r.Back.String(), "lockserver[", "never")
+}
+
+// sees wants every question of the check on the wire: the phantom's
+// unanswered, the other's answered.
+func sees(t *testing.T, r Result, wires []Sight) {
+	t.Helper()
+	unanswered, answers := 0, 0
+	for _, w := range wires {
+		switch {
+		case w.Kind == wire.Unanswered && w.Peer == r.Phantom:
+			unanswered++
+			if w.N != unanswered {
+				t.Errorf("probe %d is the phantom's %d.", w.N, unanswered)
+			}
+		case w.Kind == wire.Answer && w.Peer == r.Back && w.N == 1:
+			answers++
+		default:
+			t.Errorf("on the wire: %+v", w)
+		}
+		if w.At < r.Asked-time.Second || w.At > r.Judged {
+			t.Errorf("on the wire at %s: %+v; asked from %s to %s", w.At, w, r.Asked, r.Judged)
+		}
+	}
+	if unanswered < r.Verdicts[0].Unanswered || answers == 0 {
+		t.Errorf("%d unanswered and %d answered probes, want %d and some", unanswered, answers, r.Verdicts[0].Unanswered)
+	}
 }
 
 // A demo whose link was not cut must fail, and release nobody.

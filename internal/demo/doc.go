@@ -21,6 +21,7 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/internal/wire"
 	"deadpeer/keepalive"
 )
 
@@ -52,6 +53,7 @@ const (
 // Options configure Run. Zero values mean the defaults.
 type Options struct {
 	Silence  time.Duration         // unbroken silence the release waits for (3 s)
+	Trace    bool                  // watch the wire while peers are asked
 	Observe  func(Step, *Result)   // called at every step, by the goroutine that called Run
 	Progress func(engine.Progress) // called while peers are asked, by that goroutine too
 }
@@ -98,12 +100,26 @@ type Result struct {
 	Judged   time.Duration // Judged
 	Verdicts []Verdict     // the phantom's first, then by address
 
+	// Wire is what was seen on the wire, of the phantom and of the client that
+	// came back: at Judged during the check, at Released since then. Empty
+	// unless Options.Trace.
+	Wire []Sight
+
 	Silence  time.Duration // Releasing: what the release waits for
 	Released time.Duration // Released
 	Seen     string        // the lock server's log line about it
 
 	Regained time.Duration // Regained
 	Alive    int           // bystanders that hold their locks and answer
+}
+
+// Sight is a probe and what became of it, or an end, as seen on the wire.
+type Sight struct {
+	At   time.Duration // since the cut: when the probe was sent, or the end came
+	Peer netip.AddrPort
+	Kind wire.Kind
+	N    int           // the how many-th probe since the peer was last heard
+	RTT  time.Duration // of an answer
 }
 
 // Verdict is what the check found of one connection.

@@ -16,6 +16,7 @@ import (
 	"deadpeer/internal/engine"
 	"deadpeer/internal/testnet"
 	"deadpeer/internal/verdict"
+	"deadpeer/internal/wire"
 )
 
 // ErrForbidden is matched by errors of [Enter] that a privilege would cure;
@@ -44,6 +45,7 @@ func run(ctx context.Context, o Options, cut func(*testnet.Link) error) (Result,
 	}
 	p := &play{options: o, cutLink: cut, result: Result{Silence: o.Silence}}
 	err := p.act(ctx)
+	err = errors.Join(err, p.tracer.stop())
 	if closeErr := p.stage.close(); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("take down the demo: %w", closeErr))
 	}
@@ -64,6 +66,7 @@ type play struct {
 	first, second *client // of the one who is locked out
 	bystanders    []*client
 	cutAt         time.Time
+	tracer        *tracer // nil unless asked for
 }
 
 func (p *play) reach(s Step) {
@@ -83,6 +86,12 @@ func (p *play) act(ctx context.Context) error {
 	p.engine = engine.New(engine.Options{RuntimeDir: p.stage.dir})
 	r.Server, r.ServerPID = p.stage.address, p.stage.locks.pid()
 	p.reach(Staged)
+	if p.options.Trace {
+		var err error
+		if p.tracer, err = p.trace(ctx); err != nil {
+			return err
+		}
+	}
 	for _, scene := range []func(context.Context) error{
 		p.lock, p.cut, p.comeBack, p.foresee, p.check, p.release, p.regain,
 	} {
@@ -270,6 +279,10 @@ func (p *play) check(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	// No less than the phantom's questions must be on the wire.
+	if r.Wire, err = p.sights(ctx, wire.Unanswered, r.Verdicts[0].Unanswered); err != nil {
+		return err
+	}
 	p.reach(Judged)
 	return nil
 }
@@ -315,6 +328,9 @@ func (p *play) release(ctx context.Context) (err error) {
 		return fmt.Errorf("release: %s", c.Outcome.Error)
 	}
 	if r.Seen, err = p.stage.locks.line(ctx); err != nil {
+		return err
+	}
+	if r.Wire, err = p.sights(ctx, wire.GiveUp, 1); err != nil {
 		return err
 	}
 	p.reach(Released)

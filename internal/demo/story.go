@@ -9,6 +9,7 @@ import (
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
 	"deadpeer/internal/verdict"
+	"deadpeer/internal/wire"
 )
 
 // Story tells what Run does, in lines of at most 80 columns. Its methods fit
@@ -64,6 +65,7 @@ func (s *Story) Observe(step Step, r *Result) {
 		s.line("for 60 s: roaming clients, fail-overs and sleeping laptops come back.")
 	case Released:
 		s.line("%s  %s", s.paint(green, "released"), r.Phantom)
+		s.wire(r)
 		s.line("What the server's program was told, on its next look at the connection:")
 		s.line("  %s", s.paint(dim, r.Seen))
 	case Regained:
@@ -131,8 +133,34 @@ func (s *Story) judged(r *Result) {
 		}
 		s.line("%s  %-15s %-11s  %s", s.paint(colour, fmt.Sprintf("%-5s", v.Verdict)), v.Peer, who, reason)
 	}
+	s.wire(r)
 	s.line("Dead means: the chance that a living peer kept silent is at most one in")
 	s.line("a million. The programs noticed nothing; their sockets are as they were.")
+}
+
+// wire tells what was seen there since the last time. After the verdict only
+// the end is news.
+func (s *Story) wire(r *Result) {
+	if len(r.Wire) == 0 {
+		return
+	}
+	s.command("deadpeer trace 'sport = :%d'", port)
+	for _, w := range r.Wire {
+		what, colour := "", dim
+		switch {
+		case w.Kind == wire.GiveUp:
+			what, colour = "reset: it is over", yellow
+		case r.Reached > Judged:
+			continue
+		case w.Kind == wire.Answer:
+			what, colour = fmt.Sprintf("probe %d, answered after %.2f ms", w.N, w.RTT.Seconds()*1e3), green
+		case w.Kind == wire.Unanswered:
+			what, colour = fmt.Sprintf("probe %d, unanswered", w.N), red
+		default:
+			what = w.Kind.String()
+		}
+		s.line("%7.3f s  %v → %-15v  %s", w.At.Seconds(), r.Server, w.Peer, s.paint(colour, what))
+	}
 }
 
 // timeline tells when all of it was, and what to do on a real host.

@@ -175,7 +175,7 @@ func (a *app) sayPlan(o survey.Options, plan survey.Plan, target string) {
 		name += ", going on after " + count(n, "connection")
 	}
 	a.say("%s", name)
-	a.say("at most %s of up to %s; each takes the answer, up to %s more, and %s for asking: %s if it is never forgotten, %s at the very most",
+	a.say("at most %s of up to %s; each takes the answer, up to %s more, and %s for asking: %s if it is never forgotten, %s at the very most, unless the path loses a lot",
 		passes(plan.Passes), count(o.Connections, "connection"), about(plan.Rung), about(plan.Asking), about(o.Max), about(plan.Bound(o.Max)))
 }
 

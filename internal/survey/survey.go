@@ -97,7 +97,7 @@ func (s *survey) run(ctx context.Context) error {
 		case rungs == nil:
 			return nil
 		case s.pass > plan.Passes+sparePasses:
-			return errors.New("connections end at times that contradict each other; the path does not go by idle time alone")
+			return errors.New("connections end at times that contradict each other; the path does not go by idle time alone, or the server allows fewer of them")
 		}
 		if err := s.climb(ctx, rungs); err != nil {
 			return err

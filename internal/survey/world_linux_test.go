@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,6 +175,25 @@ func TestServerCloses(t *testing.T) {
 	r, err := survey.Run(t.Context(), o)
 	ok(t, err)
 	within(t, o, r, time.Since(start), survey.Closed, 3500*time.Millisecond)
+}
+
+// One connection that ends for a reason of its own is not taken for the path.
+func TestOneIsClosed(t *testing.T) {
+	t.Parallel()
+	var accepted atomic.Int32
+	p := newPath(t, nil, func(c *net.TCPConn) {
+		if accepted.Add(1) == 4 { // the third of the ladder
+			time.Sleep(2 * time.Second)
+			_ = c.Close()
+		}
+	})
+	o := p.options()
+	o.Max, o.Connections = 6*time.Second, 3
+	r, err := survey.Run(t.Context(), o)
+	ok(t, err)
+	if r.How != survey.Never || r.Odd < 1500*time.Millisecond || r.Odd > 4*time.Second {
+		t.Errorf("found %+v, want never, and that one was closed after 2s", r)
+	}
 }
 
 // A greeting does not count as traffic; the server's own keepalive does.

@@ -1,18 +1,17 @@
 // Package script runs the command line as people do and compares what it
 // says: every .txtar file beside this one is a transcript, failures included.
 //
-// The scripts have four programs and one command:
+// The scripts have five programs and one command:
 //
 //	deadpeer ARG...      in an empty network namespace, with an empty /run and /var/lib;
 //	                     UNPRIVILEGED=1 takes its capabilities away
 //	half-open ARG...     deadpeer ARG... --netns of a server on port 5432 with
-//	                     two connections: 10.…:living answers, 10.…:gone is cut off
+//	                     two connections: 10.…:living answers, 10.…:gone is cut off;
+//	                     after the word then other commands, without --netns
 //	own-host STEP [THEN STEP]...
 //	                     a host of its own, with nothing in /etc/sysctl.d, for
 //	                     all the steps: deadpeer's arguments, WRITE FILE LINE,
 //	                     CAT FILE or READONLY FOLDER
-//	                     two connections: 10.…:living answers, 10.…:gone is cut off;
-//	                     after the word then other commands, without --netns
 //	behind-nat ARG...    deadpeer ARG... on a client whose NAT forgets connections
 //	                     after 3 s, or as NAT=DURATION says, and answers RST; the
 //	                     server is 10.0.1.2:5432

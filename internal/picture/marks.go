@@ -35,7 +35,9 @@ func (c *canvas) drawMarks() {
 		case End:
 			c.labelMark(m)
 		case Question:
-			rest = append(rest, m)
+			if !m.Outline {
+				rest = append(rest, m)
+			}
 		}
 	}
 	for i := range rest {
@@ -54,6 +56,10 @@ func (c *canvas) drawMark(m Mark) {
 	case Start:
 		fmt.Fprintf(c, `<circle class="start" cx="%s" cy="%s" r="4"/>`+"\n", n(x), n(y))
 	case Question:
+		if m.Outline {
+			fmt.Fprintf(c, `<circle class="outline" cx="%s" cy="%s" r="%s"/>`+"\n", n(x), n(y), n(radius-1))
+			return
+		}
 		if to := m.Lane + 1; to < len(c.lanes) {
 			below := c.lanes[to]
 			if m.Answered {
@@ -116,6 +122,8 @@ func (c *canvas) drawLegend(y float64) {
 	x := left
 	for _, e := range c.Legend {
 		switch {
+		case e.Outline:
+			fmt.Fprintf(c, `<circle class="outline" cx="%s" cy="%s" r="%s"/>`, n(x+radius), n(y-4), n(radius-1))
 		case e.Band:
 			fmt.Fprintf(c, `<rect class="band" x="%s" y="%s" width="20" height="16" rx="3"/>`, n(x), n(y-12))
 		case e.Kind == Failure:

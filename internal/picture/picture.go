@@ -19,6 +19,7 @@ type Picture struct {
 	Subtitle    string
 	Description string // what it shows, in words, for those who do not see it
 	Since       string // what times count from: "the write"
+	ToScale     bool   // one scale throughout, though marks may cover each other
 	Lanes       []Lane
 	Marks       []Mark
 	Spans       []Span
@@ -59,6 +60,7 @@ type Mark struct {
 	Text             string // short, in the mark; of an End beside it
 	Earliest, Latest time.Duration
 	Answered         bool // of a Question: the lane below answers
+	Outline          bool // of a Question: foreseen, not put
 }
 
 // Span is something that lasts.
@@ -71,8 +73,9 @@ type Span struct {
 
 // Entry says in the legend what something in the picture is.
 type Entry struct {
-	Kind Kind
-	Mark string // what is in the mark
-	Band bool   // the soft band between Earliest and Latest, not a mark
-	Text string
+	Kind    Kind
+	Mark    string // what is in the mark
+	Outline bool   // a mark that is foreseen
+	Band    bool   // the soft band between Earliest and Latest, not a mark
+	Text    string
 }

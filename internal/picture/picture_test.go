@@ -50,8 +50,12 @@ func golden() map[string]Picture {
 	never := Picture{Title: "Never", Lanes: []Lane{{Name: "this host"}, {Name: "the peer"}, {Name: "the kernel", Bare: true}}}
 	never.Marks = []Mark{{Kind: Start}, {Kind: Question, Text: "1", Earliest: s, Latest: s, Answered: true}, {Lane: 1, Kind: Failure, Text: "N", Earliest: 2 * s, Latest: 2 * s}}
 	never.Spans = []Span{{Lane: 2, Kind: ForEver, Text: "never", To: 2 * s}}
+	foreseen := vanished(7*s, s, 3*s)
+	foreseen.ToScale = true
+	foreseen.Marks = append(foreseen.Marks, Mark{Lane: 2, Kind: Question, Outline: true, Earliest: 3 * s, Latest: 3*s + s/4})
+	foreseen.Legend = []Entry{{Outline: true, Text: "foreseen"}}
 	return map[string]Picture{
-		"linear": linear,
+		"linear": linear, "foreseen": foreseen,
 		"broken": vanished(2*time.Hour+10*time.Minute, 2*time.Hour, 2*time.Hour+3*time.Minute, 2*time.Hour+6*time.Minute),
 		"bent":   vanished(300*s, s/5, 3*s/5, 7*s/5, 3*s, 6*s, 12*s, 25*s, 51*s, 102*s, 205*s),
 		"never":  never,

@@ -74,7 +74,9 @@ func (c *canvas) layOut() {
 	var moments []time.Duration
 	var end time.Duration
 	for _, m := range c.Marks {
-		moments = append(moments, m.Earliest)
+		if !m.Outline && !c.ToScale {
+			moments = append(moments, m.Earliest)
+		}
 		end = max(end, m.Latest)
 	}
 	for _, s := range c.Spans {
@@ -245,5 +247,5 @@ const style = `
 .dp .band{fill:var(--blue);opacity:.2}.dp .endband{fill:var(--red);opacity:.18}
 .dp .ask{stroke:var(--blue)}.dp .dot{fill:var(--blue)}.dp text.in{fill:var(--ground);stroke:none;text-anchor:middle;font-size:11px;font-weight:600}.dp text.less{font-size:9px}
 .dp .over{stroke:var(--red);stroke-width:2}.dp text.over{fill:var(--red);stroke:var(--ground);stroke-width:4px;font-weight:600}
-.dp .start{fill:var(--ink)}.dp .fail{fill:var(--amber)}
+.dp .outline{fill:none;stroke:var(--blue);stroke-dasharray:3 2}.dp .start{fill:var(--ink)}.dp .fail{fill:var(--amber)}
 `

@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) trace() *cobra.Command {
-	var read, write, iface string
+	var read, write, iface, svg, html string
 	var lasts duration
 	cmd := &cobra.Command{
 		Use:   "trace [FILTER...]",
@@ -35,6 +35,7 @@ With a file only addresses and ports can be selected. An answer tells that the
 peer's kernel is there, not its program.`,
 		Example: `  sudo deadpeer trace 'sport = :3050'
   sudo deadpeer trace -w probes.pcapng --for 10m 'dst 10.0.0.0/8'
+  sudo deadpeer trace --svg probes.svg 'dst 10.0.0.9'
   deadpeer trace -r probes.pcapng -o jsonl`,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			var out tracing
@@ -46,13 +47,22 @@ peer's kernel is there, not its program.`,
 			default:
 				return usage(fmt.Errorf("--output: %q is not one of table, jsonl", a.common.output))
 			}
+			if svg == "-" || html == "-" {
+				return usage(errors.New("--svg and --html: give a file; stdout has the lines"))
+			}
+			var drawing *tracePicture
+			if svg != "" || html != "" {
+				drawing = newTracePicture(out)
+				out = drawing
+			}
 			filter, err := conn.ParseFilter(words, resolver())
 			if err != nil {
 				return err
 			}
 			if read == "" {
 				req := engine.TraceRequest{Netns: a.common.netns, Interface: iface, Filter: filter}
-				return a.traceLive(cmd.Context(), req, time.Duration(lasts), write, out)
+				err := a.traceLive(cmd.Context(), req, time.Duration(lasts), write, out)
+				return errors.Join(err, a.drawTrace(drawing, svg, html))
 			}
 			for _, flag := range []string{"write", "interface", "netns", "for"} {
 				if cmd.Flags().Changed(flag) {
@@ -62,7 +72,7 @@ peer's kernel is there, not its program.`,
 			if !filter.OnlyEndpoints() {
 				return usage(errors.New("--read: packets show addresses and ports only; the filter asks for more"))
 			}
-			return a.traceFile(cmd.Context(), read, filter, out)
+			return errors.Join(a.traceFile(cmd.Context(), read, filter, out), a.drawTrace(drawing, svg, html))
 		},
 	}
 	addOutput(cmd, &a.common.output, "table", "jsonl")
@@ -71,8 +81,28 @@ peer's kernel is there, not its program.`,
 	f.StringVarP(&iface, "interface", "i", "any", "capture on this interface only (`name`)")
 	f.StringVarP(&read, "read", "r", "", "read this pcap or pcapng `file`; - is standard input")
 	f.StringVarP(&write, "write", "w", "", "save the packets of the traced connections to this pcapng `file`")
+	f.StringVar(&svg, "svg", "", "at the end draw the traced connections into this `file`")
+	f.StringVar(&html, "html", "", "the same as a page, with every step in a table, into this `file`")
 	f.Var(&lasts, "for", "stop after this time (default when interrupted)")
 	return cmd
+}
+
+// drawTrace writes the pictures that were asked for.
+func (a *app) drawTrace(p *tracePicture, svg, html string) error {
+	if p == nil {
+		return nil
+	}
+	if svg != "" {
+		if err := a.writeFile(svg, p.draw().SVG); err != nil {
+			return fmt.Errorf("--svg: %w", err)
+		}
+	}
+	if html != "" {
+		if err := a.writeFile(html, p.page().HTML); err != nil {
+			return fmt.Errorf("--html: %w", err)
+		}
+	}
+	return nil
 }
 
 // tracing writes what a trace tells.

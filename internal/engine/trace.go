@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/wire"
 	"deadpeer/keepalive"
@@ -29,6 +30,9 @@ type Traced struct {
 	// GivesUp is when the kernel will end the connection if no answer comes;
 	// the zero time when not known.
 	GivesUp time.Time
+	// Forecast is what the kernel will do until then, from when the probe was
+	// sent that the event is about; without GivesUp there is none.
+	Forecast forecast.Forecast
 }
 
 // TracedSocket is what a trace knows of a socket.

@@ -208,6 +208,6 @@ func (t *trace) foresee(s *tracedSocket, e *wire.Event) {
 		HZ: t.hz, Heard: p.Idle + time.Duration(e.N-1)*p.Interval, TimerIn: p.Interval, Probes: e.N,
 	})
 	if f.GivesUp {
-		t.traced.GivesUp = sent.Add(f.Earliest)
+		t.traced.GivesUp, t.traced.Forecast = sent.Add(f.Earliest), f
 	}
 }

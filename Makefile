@@ -11,7 +11,7 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-windows format vet bench bench-databases forecast-report lint generate fuzz man clean survey-report
+.PHONY: help demo build test test-windows format vet bench bench-databases bench-heartbeat forecast-report lint generate fuzz man clean survey-report
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -42,6 +42,9 @@ vet:
 
 bench: ## measure against ss, a bare dump, package net and tcpdump
 	$(GO) run ./test/bench
+
+bench-heartbeat: ## measure package heartbeat against a goroutine and a ticker for each target
+	$(GO) run ./test/bench/heartbeat
 
 bench-databases: ## measure how long a phantom locks a row of Firebird, PostgreSQL and MariaDB
 	@.ci/packages

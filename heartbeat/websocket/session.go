@@ -1,0 +1,96 @@
+package websocket
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// session is one connection, with the goroutine that reads it.
+type session struct {
+	conn   *websocket.Conn
+	cancel context.CancelFunc // of reading
+	done   chan struct{}      // reading has ended
+	err    error              // why, once done
+	base   time.Time
+	heard  atomic.Int64 // since base, nanoseconds; 0 for never
+}
+
+func (t *Target) connect(ctx context.Context) (*session, error) {
+	s := &session{done: make(chan struct{}), base: time.Now()}
+	transport := &http.Transport{DialContext: t.opts.Dial, TLSClientConfig: t.opts.TLS.Clone(), DisableKeepAlives: true}
+	client := &http.Client{
+		Transport: transport,
+		// The header is for this server only.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	conn, _, err := websocket.Dial(ctx, t.url.String(), &websocket.DialOptions{
+		HTTPClient: client, HTTPHeader: t.opts.Header, Subprotocols: t.opts.Subprotocols,
+		OnPingReceived: func(context.Context, []byte) bool { s.note(); return true },
+	})
+	if err != nil {
+		return nil, err
+	}
+	conn.SetReadLimit(-1) // what is dropped needs no memory
+	s.conn = conn
+	read, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	go s.read(read)
+	return s, nil
+}
+
+// read drops the server's messages. The library sees to pongs while it reads.
+func (s *session) read(ctx context.Context) {
+	defer close(s.done)
+	for {
+		_, message, err := s.conn.Reader(ctx)
+		if err == nil {
+			s.note()
+			_, err = io.Copy(io.Discard, message)
+		}
+		if err != nil {
+			if code := websocket.CloseStatus(err); code >= 0 {
+				err = fmt.Errorf("server closed the connection with status %d", code)
+			}
+			s.err = err
+			return
+		}
+		s.note()
+	}
+}
+
+func (s *session) note() { s.heard.Store(int64(time.Since(s.base))) }
+
+func (s *session) ago() time.Duration {
+	at := s.heard.Load()
+	if at == 0 {
+		return -1
+	}
+	return time.Since(s.base) - time.Duration(at)
+}
+
+func (s *session) ping(ctx context.Context) error {
+	err := s.conn.Ping(ctx)
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-s.done:
+		return s.err
+	default:
+	}
+	return err
+}
+
+// close closes the connection without a closing handshake, for which a dead
+// peer would have to be waited.
+func (s *session) close() {
+	s.cancel()
+	_ = s.conn.CloseNow() // it may be closed
+	<-s.done
+}

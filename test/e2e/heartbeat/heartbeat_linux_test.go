@@ -1,0 +1,512 @@
+// Package heartbeat holds the adapters of package heartbeat to real servers in
+// network namespaces, over links that are cut, healed and made lossy, and
+// behind a proxy.
+//
+// The tests start the servers themselves, with their data in temporary
+// folders, and end them. They need root, and the Debian packages that
+// .ci/packages names; where something is missing they are skipped, with CI set
+// in the environment they fail.
+package heartbeat
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/redis/go-redis/v9"
+	googlegrpc "google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"deadpeer/heartbeat"
+	firebirdbeat "deadpeer/heartbeat/firebird"
+	"deadpeer/heartbeat/grpc"
+	"deadpeer/heartbeat/http"
+	redisbeat "deadpeer/heartbeat/redis"
+	"deadpeer/heartbeat/sqlbeat"
+	"deadpeer/heartbeat/tcp"
+	"deadpeer/heartbeat/websocket"
+	"deadpeer/heartbeat/zeo"
+	"deadpeer/internal/testnet"
+)
+
+func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+
+// lab is a client and a server joined by a link.
+type lab struct {
+	net            *testnet.Net
+	client, server *testnet.Host
+	link           *testnet.Link
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	n, err := testnet.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.Close() })
+	client, err := n.Host("client")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := n.Host("server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := n.Connect(client, server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &lab{n, client, server, link}
+}
+
+// at is the server's address with a port.
+func (l *lab) at(port uint16) string {
+	return netip.AddrPortFrom(l.link.IPv4(l.server), port).String()
+}
+
+// dial connects from the client's host.
+func (l *lab) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return l.client.Dial(ctx, network, address)
+}
+
+// pgx is a connector whose connections are of the client's host. Their ports
+// are noted.
+func (l *lab) pgx(t *testing.T, ports *sync.Map) driver.Connector {
+	t.Helper()
+	config, err := pgx.ParseConfig(fmt.Sprintf("postgres://boss:%s@%s/postgres?sslmode=disable", password, l.at(5432)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := l.client.Dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		if local, ok := c.LocalAddr().(*net.TCPAddr); ok {
+			ports.Store(local.AddrPort().Port(), true)
+		}
+		return c, nil
+	}
+	return stdlib.GetConnector(*config)
+}
+
+// within makes calls on a thread of the client's host: the Firebird driver
+// takes no dialer, but dials a literal address on the thread that asks.
+type within struct {
+	*sqlbeat.Single
+	host *testnet.Host
+}
+
+func (w within) Reconnect(ctx context.Context) error {
+	return w.host.Do(func() error { return w.Single.Reconnect(ctx) })
+}
+
+// target is one that connects.
+type target interface {
+	heartbeat.Target
+	heartbeat.Reconnecter
+}
+
+// adapters are what is tested, by the server that each group shares.
+var adapters = map[string]func(t *testing.T, l *lab) map[string]target{
+	"postgres": func(t *testing.T, l *lab) map[string]target {
+		postgres(t, l.server)
+		return map[string]target{"postgres": sqlbeat.NewSingle(l.pgx(t, new(sync.Map)))}
+	},
+	"mariadb": func(t *testing.T, l *lab) map[string]target {
+		mariadb(t, l.server)
+		my := mysql.NewConfig()
+		my.User, my.Passwd, my.Net, my.Addr = "boss", password, "lab", l.at(3306)
+		my.DialFunc = func(ctx context.Context, _, address string) (net.Conn, error) { return l.dial(ctx, "tcp", address) }
+		my.Logger = log.New(io.Discard, "", 0)
+		connector, err := mysql.NewConnector(my)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]target{"mariadb": sqlbeat.NewSingle(connector)}
+	},
+	"firebird": func(t *testing.T, l *lab) map[string]target {
+		single, err := firebirdbeat.New(fmt.Sprintf("SYSDBA:%s@%s/%s", password, l.at(3050), firebird(t, l.server)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]target{"firebird": within{single, l.client}}
+	},
+	"redis": func(t *testing.T, l *lab) map[string]target {
+		redisServer(t, l.server, 6379)
+		client := redis.NewClient(&redis.Options{Addr: l.at(6379), Dialer: l.dial, MaxRetries: -1, ContextTimeoutEnabled: true, PoolSize: 2})
+		t.Cleanup(func() { _ = client.Close() })
+		return map[string]target{"redis": redisbeat.New(client), "tcp": tcp.New(l.at(6379), l.dial)}
+	},
+	"services": func(t *testing.T, l *lab) map[string]target {
+		services(t, l.server)
+		get, err := http.New("http://"+l.at(8080)+"/healthz", http.Options{Dial: l.dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		feed, err := websocket.New("ws://"+l.at(8080)+"/feed", websocket.Options{Dial: l.dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rpc, err := grpc.New("passthrough:///"+l.at(50051), grpc.Options{
+			Dial: l.dial, DialOptions: []googlegrpc.DialOption{googlegrpc.WithTransportCredentials(insecure.NewCredentials())},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]target{
+			"zeo Z5": zeo.New(l.at(8100), zeo.Options{Dial: l.dial}), "zeo M5": zeo.New(l.at(8101), zeo.Options{Dial: l.dial}),
+			"http": get, "websocket": feed, "grpc": rpc,
+		}
+	},
+}
+
+// diary notes when targets changed their state, and how often they were
+// reconnected.
+type diary struct {
+	mu         sync.Mutex
+	since      map[string]time.Time // in their present state
+	state      map[string]heartbeat.State
+	reconnects map[string]int
+	failures   map[string][]string
+	answers    map[string]int
+}
+
+func newDiary() *diary {
+	return &diary{
+		since: map[string]time.Time{}, state: map[string]heartbeat.State{}, reconnects: map[string]int{},
+		failures: map[string][]string{}, answers: map[string]int{},
+	}
+}
+
+func (d *diary) Observe(e heartbeat.Event) {
+	if e.Handle == nil {
+		return
+	}
+	name := e.Handle.Name()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch e.Kind {
+	case heartbeat.Changed:
+		d.since[name], d.state[name] = time.Now(), e.State
+	case heartbeat.Reconnecting:
+		d.reconnects[name]++
+	case heartbeat.Answered:
+		d.answers[name]++
+	case heartbeat.Failed, heartbeat.ReconnectFailed:
+		d.failures[name] = append(d.failures[name], e.Err.Error())
+	}
+}
+
+// all waits until each target has the state, and gives the time of each.
+func (d *diary) all(t *testing.T, names map[string]target, want heartbeat.State) map[string]time.Time {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		d.mu.Lock()
+		var missing []string
+		times := map[string]time.Time{}
+		for name := range names {
+			times[name] = d.since[name]
+			if d.state[name] != want {
+				missing = append(missing, fmt.Sprintf("%s is %v: %.500q", name, d.state[name], strings.Join(d.failures[name], "; ")))
+			}
+		}
+		d.mu.Unlock()
+		if missing == nil {
+			return times
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("want all %v:\n%s", want, strings.Join(missing, "\n"))
+		}
+	}
+}
+
+// Every adapter notices a link that was cut silently within period + deadline
+// times failures, reconnects after it was healed, and takes no loss of one
+// segment in ten, each way, for a break.
+func TestAdapters(t *testing.T) {
+	t.Parallel()
+	for name, group := range adapters {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			targets := group(t, l)
+			t.Cleanup(func() {
+				for _, x := range targets {
+					if c, ok := x.(io.Closer); ok {
+						_ = c.Close()
+					}
+				}
+			})
+			l.cutAndHeal(t, targets)
+			l.lossy(t, targets)
+		})
+	}
+}
+
+func (l *lab) cutAndHeal(t *testing.T, targets map[string]target) {
+	t.Helper()
+	// 0.5 s + 2 × 1.5 s.
+	const period, deadline, failures = 500 * time.Millisecond, 1500 * time.Millisecond, 2
+	d := newDiary()
+	m := heartbeat.New(heartbeat.Options{
+		Period: period, Deadline: deadline, Failures: failures,
+		BackoffMin: 250 * time.Millisecond, BackoffMax: 500 * time.Millisecond, Observer: d,
+	})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, x := range targets {
+		m.Add(name, x)
+	}
+	d.all(t, targets, heartbeat.Up) // servers need a while, too
+	time.Sleep(2 * period)
+	cut := time.Now()
+	if err := l.link.Cut(); err != nil {
+		t.Fatal(err)
+	}
+	// The bound, and slack for a busy machine.
+	const slack = 5 * time.Second
+	for name, at := range d.all(t, targets, heartbeat.Down) {
+		took := at.Sub(cut)
+		t.Logf("%-10s down %.2f s after the cut", name, took.Seconds())
+		if took > period+failures*deadline+slack {
+			t.Errorf("%s: noticed after %v, want within %v", name, took, period+failures*deadline)
+		}
+	}
+	time.Sleep(time.Second) // of failing attempts
+	healed := time.Now()
+	if err := l.link.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	for name, at := range d.all(t, targets, heartbeat.Up) {
+		took := at.Sub(healed)
+		t.Logf("%-10s up %.2f s after healing", name, took.Seconds())
+		// An attempt under way when the link heals has its deadline, since
+		// what it sent may be sent again late.
+		if took > deadline+500*time.Millisecond+slack {
+			t.Errorf("%s: reconnected after %v, want within %v", name, took, deadline+500*time.Millisecond)
+		}
+	}
+	if err := m.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+}
+
+// lossy pings with patience over a bad link.
+func (l *lab) lossy(t *testing.T, targets map[string]target) {
+	t.Helper()
+	if err := l.link.Lossy(10, 10); err != nil {
+		t.Fatal(err)
+	}
+	lossy := newDiary()
+	m := heartbeat.New(heartbeat.Options{Period: 100 * time.Millisecond, Deadline: 10 * time.Second, Observer: lossy})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, x := range targets {
+		m.Add(name, x)
+	}
+	time.Sleep(10 * time.Second)
+	if err := m.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for name := range targets {
+		t.Logf("%-10s %d answers with 10 %% loss each way", name, lossy.answers[name])
+		if lossy.reconnects[name] > 0 || lossy.answers[name] == 0 {
+			t.Errorf("%s: %d answers, reconnected %d times: %q", name, lossy.answers[name], lossy.reconnects[name], lossy.failures[name])
+		}
+	}
+}
+
+// A path that has forgotten a pool's idle connections: without the heartbeat
+// the next query hangs, with it the next query succeeds at once on a fresh
+// connection.
+func TestPoolHealsBeforeTheApplicationNotices(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	postgres(t, l.server)
+	d := newDiary()
+	m := heartbeat.New(heartbeat.Options{
+		Period: 300 * time.Millisecond, Deadline: 700 * time.Millisecond,
+		BackoffMin: 100 * time.Millisecond, BackoffMax: 200 * time.Millisecond, Observer: d,
+	})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Stop(context.Background()) }()
+
+	var ports sync.Map
+	plain := sql.OpenDB(l.pgx(t, &ports))
+	defer plain.Close()
+	beaten := sqlbeat.OpenDB(m, "orders", l.pgx(t, &ports))
+	defer beaten.Close()
+	backends := map[*sql.DB][]int{}
+	for _, db := range []*sql.DB{plain, beaten} {
+		awaitQuery(t, db)
+		backends[db] = append(backends[db], use(t, db, 2)...)
+	}
+	time.Sleep(time.Second)
+	var old []uint16
+	ports.Range(func(port, _ any) bool { old = append(old, port.(uint16)); return true })
+	if err := l.link.CutPorts(old...); err != nil {
+		t.Fatal(err)
+	}
+	// Both connections of the pool, and the new one that takes their place.
+	await(t, "the pool to heal", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.reconnects["orders#1"] > 0 && d.reconnects["orders#2"] > 0 && d.state["orders#1"] == heartbeat.Down &&
+			beaten.Stats().Idle > 0 && d.answers["orders#3"] > 0
+	})
+
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	var backend int
+	err := plain.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&backend)
+	t.Logf("without the heartbeat: %v after %.2f s", err, time.Since(begin).Seconds())
+	if err == nil {
+		t.Errorf("the plain pool's next query succeeded: the path did not forget")
+	}
+
+	begin = time.Now()
+	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := beaten.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&backend); err != nil {
+		t.Fatalf("the query failed after %v: %v", time.Since(begin), err)
+	}
+	t.Logf("with it: answered after %.4f s", time.Since(begin).Seconds())
+	for _, dead := range backends[beaten] {
+		if dead == backend {
+			t.Error("answered by a connection that is dead")
+		}
+	}
+	if err := beaten.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// use has a pool open n connections and put them back.
+func use(t *testing.T, db *sql.DB, n int) (backends []int) {
+	t.Helper()
+	db.SetMaxIdleConns(n)
+	var held []*sql.Conn
+	for range n {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+		var pid int
+		if err := c.QueryRowContext(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		backends = append(backends, pid)
+	}
+	for _, c := range held {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return backends
+}
+
+func awaitQuery(t *testing.T, db *sql.DB) {
+	t.Helper()
+	await(t, "PostgreSQL to answer", func() bool { return db.PingContext(t.Context()) == nil })
+}
+
+// await polls for what comes soon on an idle machine.
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s: not within 60 s", what)
+		}
+	}
+}
+
+// A proxy whose backend has died still acknowledges: tcp sees nothing wrong,
+// the application's own ping does.
+func TestProxyHidesItsDeadBackendFromTCP(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	haproxy := program(t, "haproxy", "/usr/sbin/haproxy")
+	backend, err := l.net.Host("backend")
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind, err := l.net.Connect(l.server, backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redisServer(t, backend, 6379)
+	dir := t.TempDir()
+	serve(t, l.server, nil, dir, nil, haproxy, "-db", "-f", write(t, dir, "haproxy.cfg", `
+defaults
+	mode tcp
+	timeout connect 1h
+	timeout client 1h
+	timeout server 1h
+frontend f
+	bind :7000
+	default_backend b
+backend b
+	server s `+behind.IPv4(backend).String()+`:6379
+`))
+	client := redis.NewClient(&redis.Options{Addr: l.at(7000), Dialer: l.dial, MaxRetries: -1, ContextTimeoutEnabled: true, PoolSize: 1})
+	defer client.Close()
+	tcpTarget := tcp.New(l.at(7000), l.dial)
+	defer tcpTarget.Close()
+	targets := map[string]target{"tcp": tcpTarget, "redis": redisbeat.New(client)}
+	d := newDiary()
+	m := heartbeat.New(heartbeat.Options{
+		Period: 300 * time.Millisecond, Deadline: 2 * time.Second,
+		BackoffMin: 200 * time.Millisecond, BackoffMax: 200 * time.Millisecond, Observer: d,
+	})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Stop(context.Background()) }()
+	for name, x := range targets {
+		m.Add(name, x)
+	}
+	d.all(t, targets, heartbeat.Up)
+	d.mu.Lock()
+	made := d.reconnects["tcp"] // until the proxy was there
+	d.mu.Unlock()
+	if err := behind.Cut(); err != nil { // the backend loses its power
+		t.Fatal(err)
+	}
+	d.all(t, map[string]target{"redis": nil}, heartbeat.Down)
+	d.mu.Lock()
+	before := d.answers["tcp"]
+	d.mu.Unlock()
+	await(t, "tcp to be answered by the proxy", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.answers["tcp"] > before+1
+	})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state["tcp"] != heartbeat.Up || d.reconnects["tcp"] > made {
+		t.Errorf("tcp is %v and was reconnected %d times: it should have seen nothing", d.state["tcp"], d.reconnects["tcp"]-made)
+	}
+	t.Logf("redis: %q", d.failures["redis"][len(d.failures["redis"])-1])
+}

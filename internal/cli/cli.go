@@ -119,7 +119,7 @@ dst 10.0.0.0/8 ), and besides: verdict = dead, heard > 10m, comm = postgres,
 pid = 42, unit = nginx.service, cookie = 81985529216486895.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 a privilege or kernel
-feature is missing, 10 a dead peer was found (check --exit-code),
+feature is missing, 10 a dead peer was found (check --exit-code, beat --once),
 130 interrupted.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -147,6 +147,7 @@ feature is missing, 10 a dead peer was found (check --exit-code),
 		a.surveyPath(),
 		a.advise(),
 		a.tune(),
+		a.beat(),
 		a.doctor(),
 		a.demo(),
 	)

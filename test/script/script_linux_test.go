@@ -15,6 +15,8 @@
 //	behind-nat ARG...    deadpeer ARG... on a client whose NAT forgets connections
 //	                     after 3 s, or as NAT=DURATION says, and answers RST; the
 //	                     server is 10.0.1.2:5432
+//	serving ARG...       deadpeer ARG... beside a ZEO server on 127.0.0.1:8100 and an
+//	                     HTTP server on port 8080: /good is, /bad answers 502
 //	json-paths PATH...   every path of the JSON on stdin, with its type unless
 //	                     it is named: then that depends on the machine
 //	exits CODE PROGRAM ARG...
@@ -58,6 +60,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(namespaced{m}, map[string]func(){
 		"deadpeer":   func() { isolate(); os.Exit(deadpeer(os.Args[1:])) },
 		"half-open":  func() { isolate(); os.Exit(halfOpen(os.Args[1:])) },
+		"serving":    func() { isolate(); os.Exit(serving(os.Args[1:])) },
 		"own-host":   func() { os.Exit(ownHost(os.Args[1:])) },
 		"behind-nat": func() { isolate(); os.Exit(behindNAT(os.Args[1:])) },
 		"json-paths": func() { os.Exit(jsonPaths(os.Stdin, os.Stdout, os.Args[1:])) },

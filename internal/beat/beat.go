@@ -1,0 +1,116 @@
+// Package beat makes heartbeat targets of URLs, one connection each. Any OS,
+// as far as the protocol's package goes; no privileges.
+package beat
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"deadpeer/heartbeat"
+	"deadpeer/internal/conn"
+)
+
+// Endpoint is what a URL names. It is not connected before Reconnect.
+type Endpoint struct {
+	// Name is the URL as it may be shown: without password, query and
+	// anything that does not print.
+	Name string
+	Target
+	secrets []string
+	close   func() error
+}
+
+// Target is a target of package heartbeat that connects.
+type Target interface {
+	heartbeat.Target
+	heartbeat.Reconnecter
+}
+
+// schemes are the protocols there are, and how each is opened.
+func schemes() map[string]func(*url.URL) (Target, func() error, error) {
+	return map[string]func(*url.URL) (Target, func() error, error){
+		"zeo": openZEO, "firebird": openFirebird, "postgres": openPostgres, "postgresql": openPostgres,
+		"mysql": openMySQL, "mariadb": openMySQL, "redis": openRedis, "rediss": openRedis,
+		"http": openHTTP, "https": openHTTP, "grpc": openGRPC, "grpcs": openGRPC,
+		"ws": openWebSocket, "wss": openWebSocket, "tcp": openTCP,
+	}
+}
+
+// Schemes are the URL schemes that Open knows.
+const Schemes = "zeo, firebird, postgres, mysql, redis, rediss, http, https, grpc, grpcs, ws, wss, tcp"
+
+// Open makes the endpoint of a URL. It connects to nothing. Errors do not
+// repeat what may be a password.
+func Open(raw string) (*Endpoint, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, errors.New("not a URL; want SCHEME://HOST:PORT/…")
+	}
+	e := &Endpoint{Name: show(u), secrets: secrets(u)}
+	open := schemes()[u.Scheme]
+	switch {
+	case open == nil:
+		return nil, fmt.Errorf("%s: scheme %q is not one of %s", e.Name, conn.Printable(u.Scheme), Schemes)
+	case u.Hostname() == "":
+		return nil, fmt.Errorf("%s: no host", e.Name)
+	}
+	if e.Target, e.close, err = open(u); err != nil {
+		return nil, fmt.Errorf("%s: %s", e.Name, e.Text(err))
+	}
+	return e, nil
+}
+
+// Close closes the connection.
+func (e *Endpoint) Close() error { return e.close() }
+
+// Text is an error as it may be shown.
+func (e *Endpoint) Text(err error) string {
+	text := err.Error()
+	for _, secret := range e.secrets {
+		text = strings.ReplaceAll(text, secret, "xxxxx")
+	}
+	return conn.Printable(text)
+}
+
+func show(u *url.URL) string {
+	shown := *u
+	shown.RawQuery, shown.Fragment, shown.RawFragment = "", "", ""
+	if u.User != nil {
+		shown.User = url.User(u.User.Username())
+	}
+	return conn.Printable(shown.String())
+}
+
+// secrets are the passwords in a URL, as written and as meant.
+func secrets(u *url.URL) (list []string) {
+	add := func(s string) {
+		if s != "" {
+			list = append(list, s, url.QueryEscape(s), url.PathEscape(s))
+		}
+	}
+	if u.User != nil {
+		password, _ := u.User.Password()
+		add(password)
+	}
+	for name, values := range u.Query() {
+		if name = strings.ToLower(name); strings.Contains(name, "pass") || strings.Contains(name, "token") || strings.Contains(name, "secret") || strings.Contains(name, "key") {
+			for _, v := range values {
+				add(v)
+			}
+		}
+	}
+	return list
+}
+
+// hostPort is the URL's, or its host with the protocol's own port.
+func hostPort(u *url.URL, port string) string {
+	if u.Port() != "" {
+		return u.Host
+	}
+	if strings.Contains(u.Hostname(), ":") {
+		return "[" + u.Hostname() + "]:" + port
+	}
+	return u.Hostname() + ":" + port
+}

@@ -1,0 +1,299 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"deadpeer/heartbeat"
+	"deadpeer/heartbeat/prombeat"
+	"deadpeer/internal/beat"
+)
+
+// beatFlags are the flags of beat.
+type beatFlags struct {
+	output   string
+	period   duration
+	deadline duration
+	failures int
+	until    duration
+	once     bool
+	metrics  string
+}
+
+func (a *app) beat() *cobra.Command {
+	var flags beatFlags
+	cmd := &cobra.Command{
+		Use:   "beat URL...",
+		Short: "Ping the applications behind URLs over connections that are held open",
+		Long: `beat holds one connection to each URL and pings it by period with a message that
+the application answers, where the protocol has one. It prints state and latency,
+a table on a terminal and JSON lines otherwise, and reconnects what is down.
+
+States: up; suspect (a ping failed); down (--failures pings failed); not_ready.
+
+  zeo://HOST:PORT/STORAGE[?tls=true]   get_info of ZEO 5
+  firebird://USER:PASSWORD@HOST/DB     op_info_database
+  postgres://USER:PASSWORD@HOST/DB     an empty query; libpq's options
+  mysql://USER:PASSWORD@HOST/DB        COM_PING; also mariadb://
+  redis://:PASSWORD@HOST               PING; rediss:// with TLS
+  http://HOST/PATH, https://           GET, below 500 is an answer; HTTP/2 PING if
+                                       no path is given, which a proxy answers
+  grpc://HOST:PORT[/SERVICE]           health check; grpcs:// with TLS
+  ws://HOST/PATH, wss://               WebSocket ping
+  tcp://HOST:PORT                      keepalive probe (Linux): proves the next
+                                       kernel only, which may be a proxy's
+
+Passwords are not shown, but other users see the command line: the clients'
+own variables and files (PGPASSWORD, PGPASSFILE) are better.`,
+		Example: `  deadpeer beat zeo://10.0.0.9:8100/1 redis://10.0.0.7
+  deadpeer beat --once https://10.0.0.9/healthz        # exits 10 when it is down
+  deadpeer beat --period 5s --metrics-listen :9464 postgres://watch@10.0.0.5/orders`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, words []string) error {
+			return a.runBeat(cmd.Context(), flags, words)
+		},
+	}
+	addOutput(cmd, &flags.output, "auto", "table", "jsonl")
+	f := cmd.Flags()
+	f.Var(&flags.period, "period", "silence before a ping (default $"+heartbeat.EnvPeriod+" or 30s)")
+	f.Var(&flags.deadline, "deadline", "time a ping or an attempt to connect may take (default 10s)")
+	f.IntVar(&flags.failures, "failures", 2, "pings in a row that must fail before an endpoint is down")
+	f.BoolVar(&flags.once, "once", false, "connect and ping once; exit 10 when an endpoint is down")
+	f.Var(&flags.until, "until", "end after this time (default never)")
+	f.StringVar(&flags.metrics, "metrics-listen", "", "serve metrics for Prometheus on this `address`, at /metrics")
+	f.BoolVar(&a.common.noColor, "no-color", false, "no colour (also: environment NO_COLOR)")
+	return cmd
+}
+
+func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) error {
+	switch {
+	case flags.output != "auto" && flags.output != "table" && flags.output != "jsonl":
+		return usage(fmt.Errorf("--output: %q is not one of auto, table, jsonl", flags.output))
+	case flags.failures < 1:
+		return usage(fmt.Errorf("--failures %d: want 1 or more", flags.failures))
+	case flags.once && (flags.until != 0 || flags.metrics != ""):
+		return usage(errors.New("--once goes with neither --until nor --metrics-listen"))
+	}
+	if flags.deadline == 0 {
+		flags.deadline = duration(10 * time.Second)
+	}
+	var endpoints []*beat.Endpoint
+	for _, word := range words {
+		e, err := beat.Open(word)
+		if err != nil {
+			return usage(err)
+		}
+		defer func() { _ = e.Close() }() // nothing is lost with it
+		endpoints = append(endpoints, e)
+	}
+	if flags.until != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(flags.until))
+		defer cancel()
+	}
+	view := a.beatView(flags.output, endpoints)
+	defer view.close()
+	if flags.once {
+		return a.beatOnce(ctx, flags, endpoints, view)
+	}
+	return a.beatOn(ctx, flags, endpoints, view)
+}
+
+// beatOnce connects to and pings all endpoints at the same time.
+func (a *app) beatOnce(ctx context.Context, flags beatFlags, endpoints []*beat.Endpoint, view *beatView) error {
+	down := make(chan bool, len(endpoints))
+	for _, e := range endpoints {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(flags.deadline))
+			defer cancel()
+			latency, err := pingOnce(ctx, e)
+			line := beatLine{at: time.Now(), endpoint: e, state: heartbeat.Up, latency: latency}
+			if err != nil {
+				line.state, line.latency, line.err = heartbeat.Down, 0, err
+			}
+			view.show(line)
+			down <- err != nil
+		}()
+	}
+	code := exitDone
+	for range endpoints {
+		if <-down {
+			code = exitDead
+		}
+	}
+	if code != exitDone && ctx.Err() == nil {
+		return &exit{code, nil}
+	}
+	return ctx.Err()
+}
+
+// pingOnce does not wait for a client that ignores its deadline.
+func pingOnce(ctx context.Context, e *beat.Endpoint) (time.Duration, error) {
+	type answer struct {
+		latency time.Duration
+		err     error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		err := e.Reconnect(ctx)
+		start := time.Now()
+		if err == nil {
+			err = e.Ping(ctx)
+		}
+		done <- answer{time.Since(start), err}
+	}()
+	var grace <-chan time.Time
+	for ended := ctx.Done(); ; {
+		select {
+		case a := <-done:
+			return a.latency, a.err
+		case <-ended:
+			ended, grace = nil, time.After(200*time.Millisecond)
+		case <-grace:
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// beatOn pings until ctx ends.
+func (a *app) beatOn(ctx context.Context, flags beatFlags, endpoints []*beat.Endpoint, view *beatView) error {
+	observers := []heartbeat.Observer{&beatObserver{view}}
+	if flags.metrics != "" {
+		registry := prometheus.NewRegistry()
+		observer, err := prombeat.New(registry)
+		if err != nil {
+			return err
+		}
+		observers = append(observers, observer)
+		stop, err := a.serveMetrics(ctx, flags.metrics, registry)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	opts := heartbeat.Options{
+		Period: time.Duration(flags.period), Deadline: time.Duration(flags.deadline), Failures: flags.failures,
+		Observer: heartbeat.Observers(observers...),
+	}
+	monitor := heartbeat.New(opts)
+	err := monitor.Start(ctx)
+	if err == nil && monitor.Period() == 0 { // none given anywhere
+		opts.Period = 30 * time.Second
+		monitor = heartbeat.New(opts)
+		err = monitor.Start(ctx)
+	}
+	if err != nil {
+		return usage(err)
+	}
+	for _, e := range endpoints {
+		t := &beatTarget{Endpoint: e}
+		monitor.Add(e.Name, t).PingNow()
+	}
+	<-ctx.Done()
+	// Pings under way are of no interest to anybody now.
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = monitor.Stop(ended)
+	return nil // interrupted or --until: its ordinary end
+}
+
+// beatTarget is an endpoint that connects with its first ping, and whose pings
+// tell why there is no connection.
+type beatTarget struct {
+	*beat.Endpoint
+
+	mu    sync.Mutex
+	tried bool
+	why   error // the last attempt to connect failed
+}
+
+// Reconnect connects.
+func (t *beatTarget) Reconnect(ctx context.Context) error {
+	err := t.Endpoint.Reconnect(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tried, t.why = true, err
+	return err
+}
+
+// Ping pings.
+func (t *beatTarget) Ping(ctx context.Context) error {
+	t.mu.Lock()
+	tried := t.tried
+	t.mu.Unlock()
+	if !tried {
+		if err := t.Reconnect(ctx); err != nil {
+			return err
+		}
+	}
+	err := t.Endpoint.Ping(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil && t.why != nil {
+		return t.why
+	}
+	return err
+}
+
+// Heard passes on what the endpoint's own client knows.
+func (t *beatTarget) Heard() time.Duration {
+	if h, ok := t.Target.(heartbeat.Hearer); ok {
+		return h.Heard()
+	}
+	return -1
+}
+
+func (a *app) serveMetrics(ctx context.Context, address string, registry *prometheus.Registry) (stop func(), err error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-listen: %w", err)
+	}
+	a.say("metrics on http://%s/metrics", listener.Addr())
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			a.say("metrics: %v", err)
+		}
+	}()
+	return func() {
+		_ = server.Close()
+		<-done
+	}, nil
+}
+
+// beatObserver turns events into lines.
+type beatObserver struct{ view *beatView }
+
+// Observe shows what came of each ping and attempt to reconnect.
+func (o *beatObserver) Observe(e heartbeat.Event) {
+	if e.Handle == nil {
+		return
+	}
+	t, ok := e.Handle.Target().(*beatTarget)
+	if !ok {
+		return
+	}
+	line := beatLine{at: time.Now(), endpoint: t.Endpoint, state: e.State, err: e.Err}
+	switch e.Kind {
+	case heartbeat.Answered:
+		line.latency = e.Latency
+		line.p99 = e.Handle.Latency().Quantile(0.99)
+	case heartbeat.Failed, heartbeat.ReconnectFailed:
+	default:
+		return
+	}
+	o.view.show(line)
+}

@@ -1,5 +1,5 @@
 // Package programs attaches to servers that know nothing of deadpeer: those of
-// Debian, a script, and a static binary. None is restarted.
+// Debian, a script, a Java program and a static binary. None is restarted.
 package programs
 
 import (
@@ -102,6 +102,12 @@ func programs() []*program {
 		}},
 		{name: "python", find: "/usr/bin/python3", port: 7001, says: true, start: func(t *testing.T, p *program, _ string) *exec.Cmd {
 			return exec.Command(p.find, must(filepath.Abs("testdata/server.py"))(t), p.number())
+		}, talk: exchange("hello\n", "hello")},
+		// A JRE of Debian compiles a single file, too (JEP 330).
+		{name: "java", find: "/usr/bin/java", port: 7003, says: true, start: func(t *testing.T, p *program, _ string) *exec.Cmd {
+			cmd := exec.Command(p.find, must(filepath.Abs("testdata/Server.java"))(t), p.number())
+			cmd.Env = append(os.Environ(), "LC_ALL=C") // it tells errors apart by their texts
+			return cmd
 		}, talk: exchange("hello\n", "hello")},
 		{name: "static", find: "/usr/bin/env", port: 7002, says: true, start: func(t *testing.T, p *program, dir string) *exec.Cmd {
 			build := exec.Command("go", "build", "-o", dir+"/server", "./testdata/server")

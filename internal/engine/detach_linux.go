@@ -14,6 +14,7 @@ import (
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
+	"deadpeer/internal/sockdiag"
 	"deadpeer/keepalive"
 )
 
@@ -126,11 +127,18 @@ func (l *located) look(taker *held.Taker, id conn.ID, owners []conn.Owner) bool 
 }
 
 // ended reports whether a socket that no descriptor leads to is gone for good.
-// One that the kernel still lists may be on its way from one process to
+// One that the kernel lists even now may be on its way from one process to
 // another; what stays hidden with CAP_SYS_PTRACE could not be attached to.
 func (l *located) ended(id conn.ID) bool {
 	i, listed := l.find(id)
-	return l.sure && (!listed || l.snap.table.at(i).sock.Inode == 0)
+	if !l.sure || !listed {
+		return l.sure
+	}
+	now, gone := l.snap.table.at(i).sock, false
+	err := l.spaces[id.NetNS].diag.Lookup([]*conn.Sock{&now}, func(_ int, err error) {
+		gone = errors.Is(err, sockdiag.ErrGone) || err == nil && now.Inode == 0
+	})
+	return err == nil && gone
 }
 
 // gone lists the sockets of an attachment that have ended for good.

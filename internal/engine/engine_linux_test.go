@@ -114,6 +114,13 @@ func runRole() int {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return 0
 	}
+	if r.Do == "load" {
+		if err := underLoad(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	if r.Do == "run" { // becomes the shell that runs Filter
 		fmt.Fprintln(os.Stderr, r.runProgram(context.Background()))
 		return 1

@@ -3,7 +3,8 @@
 // and two peers of which one lies behind a link that gets cut. It prints one
 // table for each number of connections, and asserts nothing: judge by the
 // column of goals. Before that it measures package keepalive against package
-// net, and package wire against tcpdump.
+// net, package wire against tcpdump, and what a hook on new connections costs
+// an application.
 //
 // Linux, as root or where user namespaces are allowed. Times are medians of
 // several runs taken in turn; on a busy machine look at ratios.
@@ -59,7 +60,9 @@ func run(ctx context.Context) error {
 		case "one":
 			return watchOne(ctx, args)
 		case "apply":
-			return timeApply(ctx)
+			return timeApply(ctx, args)
+		case "hook":
+			return measureHook(ctx)
 		case "policy":
 			return measurePolicy(args)
 		case "policy-calls":
@@ -76,6 +79,7 @@ func run(ctx context.Context) error {
 	processes := flag.Bool("ss-processes", false, "run ss -tnpH at any number of connections (half a minute at 100,000)")
 	keepalive := flag.Bool("keepalive", false, "server sockets with keepalive on, so that deadpeer reads their settings")
 	onlyTrace := flag.Bool("trace", false, "measure tracing only")
+	onlyHook := flag.Bool("hook", false, "measure hooks on new connections only")
 	binary := flag.String("deadpeer", "", "deadpeer binary to measure (default: built from this tree)")
 	flag.Parse()
 	code, reexeced, err := testnet.Reexec(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -94,9 +98,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if *onlyTrace {
+	if *onlyTrace || *onlyHook {
 		if o.self, err = os.Executable(); err != nil {
 			return err
+		}
+		if *onlyHook {
+			return o.benchHook(ctx)
 		}
 		return o.benchTrace(ctx, dir)
 	}
@@ -107,6 +114,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	if err := o.benchTrace(ctx, dir); err != nil {
+		return err
+	}
+	if err := o.benchHook(ctx); err != nil {
 		return err
 	}
 	for word := range strings.SplitSeq(*numbers, ",") {

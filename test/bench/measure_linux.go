@@ -47,7 +47,9 @@ func (o options) bench(ctx context.Context, n int) (err error) {
 			return err
 		}
 	}
-	applied, applyErr := o.timeApply(l)
+	if err := o.benchAttach(l, n, median(rows[0].wall)); err != nil {
+		return err
+	}
 	base, err := l.tell(order{Run: []string{o.deadpeer, "scan", "--no-owners", "sport", "=", ":1"}, Peak: true})
 	if err != nil {
 		return err
@@ -83,29 +85,7 @@ func (o options) bench(ctx context.Context, n int) (err error) {
 		return fmt.Errorf("read result of one check: %w", err)
 	}
 	o.print(n, append(rows, check), base.Peak, inside, time.Duration(life))
-	if applyErr != nil {
-		fmt.Printf("a policy for every connection by BPF: not measured: %v\n", applyErr)
-		return nil
-	}
-	fmt.Printf("a policy for every connection by BPF: %.1f ms, %.2fx the bare dump (goal 1.2)\n",
-		ms(median(applied)), float64(median(applied))/float64(median(rows[0].wall)))
 	return nil
-}
-
-// timeApply measures changing all connections from inside one process.
-func (o options) timeApply(l *lab) (times []time.Duration, err error) {
-	for range o.checks {
-		r, err := l.tell(order{Run: []string{o.self, role, "apply"}, Want: true})
-		if err != nil {
-			return nil, err
-		}
-		took, err := strconv.ParseInt(strings.TrimSpace(string(r.Output)), 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("read time of changes: %w", err)
-		}
-		times = append(times, time.Duration(took))
-	}
-	return times, nil
 }
 
 func (o options) rows(n int) []row {

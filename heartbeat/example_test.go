@@ -15,7 +15,7 @@ func Example() {
 	if err := monitor.Start(ctx); err != nil {
 		log.Fatal(err)
 	}
-	handle := monitor.Add("orders", heartbeat.PingFunc(func(ctx context.Context) error {
+	handle := monitor.Add("orders", heartbeat.PingFunc(func(context.Context) error {
 		return nil // say something to the peer, and wait for its answer
 	}))
 	log.Println(handle.State(), handle.Latency().Quantile(0.99))

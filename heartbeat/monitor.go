@@ -196,7 +196,9 @@ func (m *Monitor) later(h *Handle, step step, wait time.Duration) {
 
 // soon puts h at the end of those whose time has come.
 func (m *Monitor) soon(h *Handle, step step) {
-	h.step = step
+	if h.step = step; m.stopping {
+		return
+	}
 	m.queue.push(h)
 	m.feed()
 }

@@ -119,7 +119,10 @@ func (t *Target) Reconnect(ctx context.Context) error {
 		state := t.client.GetState()
 		switch state {
 		case connectivity.Ready:
-			return nil
+			// Otherwise the client has not noticed the end of the old one yet.
+			if t.connected() {
+				return nil
+			}
 		case connectivity.Idle:
 			t.client.Connect()
 		case connectivity.Shutdown:
@@ -129,6 +132,12 @@ func (t *Target) Reconnect(ctx context.Context) error {
 			return fmt.Errorf("wait for connection, which is %v: %w", state, ctx.Err())
 		}
 	}
+}
+
+func (t *Target) connected() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.conns) > 0
 }
 
 // Close closes the client. It may be called again.

@@ -149,7 +149,7 @@ func (s *session) call(ctx context.Context, method string, args ...any) (reply, 
 		s.mu.Unlock()
 	}()
 	if err := s.write(ctx, frame(s.codec.call(id, method, args...))); err != nil {
-		return reply{}, fmt.Errorf("send %s: %w", method, err)
+		return reply{}, fmt.Errorf("send %s: %w", method, s.why(err))
 	}
 	select {
 	case r := <-answer:
@@ -221,6 +221,16 @@ func (s *session) end(err error) {
 	}
 	s.mu.Unlock()
 	_ = s.conn.Close() // nothing more to say to it
+}
+
+// why is what ended the session, which comes before err.
+func (s *session) why(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	return err
 }
 
 func (s *session) close() {

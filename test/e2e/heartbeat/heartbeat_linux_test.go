@@ -57,6 +57,10 @@ type lab struct {
 	net            *testnet.Net
 	client, server *testnet.Host
 	link           *testnet.Link
+
+	mu    sync.Mutex
+	ended bool
+	calls sync.WaitGroup // into the client's host
 }
 
 func newLab(t *testing.T) *lab {
@@ -78,7 +82,15 @@ func newLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &lab{n, client, server, link}
+	l := &lab{net: n, client: client, server: server, link: link}
+	// Clients dial in the background, too: pgx to cancel a query.
+	t.Cleanup(func() {
+		l.mu.Lock()
+		l.ended = true
+		l.mu.Unlock()
+		l.calls.Wait()
+	})
+	return l
 }
 
 // at is the server's address with a port.
@@ -86,9 +98,26 @@ func (l *lab) at(port uint16) string {
 	return netip.AddrPortFrom(l.link.IPv4(l.server), port).String()
 }
 
+// enter runs f, which uses the client's host.
+func (l *lab) enter(f func() error) error {
+	l.mu.Lock()
+	if l.ended {
+		l.mu.Unlock()
+		return net.ErrClosed
+	}
+	l.calls.Add(1)
+	l.mu.Unlock()
+	defer l.calls.Done()
+	return f()
+}
+
 // dial connects from the client's host.
-func (l *lab) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return l.client.Dial(ctx, network, address)
+func (l *lab) dial(ctx context.Context, network, address string) (c net.Conn, err error) {
+	err = l.enter(func() (err error) {
+		c, err = l.client.Dial(ctx, network, address)
+		return err
+	})
+	return c, err
 }
 
 // pgx is a connector whose connections are of the client's host. Their ports
@@ -100,7 +129,7 @@ func (l *lab) pgx(t *testing.T, ports *sync.Map) driver.Connector {
 		t.Fatal(err)
 	}
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		c, err := l.client.Dial(ctx, network, address)
+		c, err := l.dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
@@ -116,11 +145,13 @@ func (l *lab) pgx(t *testing.T, ports *sync.Map) driver.Connector {
 // takes no dialer, but dials a literal address on the thread that asks.
 type within struct {
 	*sqlbeat.Single
-	host *testnet.Host
+	lab *lab
 }
 
 func (w within) Reconnect(ctx context.Context) error {
-	return w.host.Do(func() error { return w.Single.Reconnect(ctx) })
+	return w.lab.enter(func() error {
+		return w.lab.client.Do(func() error { return w.Single.Reconnect(ctx) })
+	})
 }
 
 // target is one that connects.
@@ -152,7 +183,7 @@ var adapters = map[string]func(t *testing.T, l *lab) map[string]target{
 		if err != nil {
 			t.Fatal(err)
 		}
-		return map[string]target{"firebird": within{single, l.client}}
+		return map[string]target{"firebird": within{single, l}}
 	},
 	"redis": func(t *testing.T, l *lab) map[string]target {
 		redisServer(t, l.server, 6379)

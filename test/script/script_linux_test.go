@@ -70,7 +70,13 @@ func TestMain(m *testing.M) {
 // namespaced runs the tests where namespaces can be made.
 type namespaced struct{ *testing.M }
 
-func (n namespaced) Run() int { return testnet.Main(n.M) }
+func (n namespaced) Run() int {
+	// The scripts wait more than they compute: several at once.
+	if f := flag.Lookup("test.parallel"); f != nil {
+		check(f.Value.Set("8"))
+	}
+	return testnet.Main(n.M)
+}
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{

@@ -3,8 +3,8 @@
 
 GO       ?= go
 FUZZTIME ?= 20s
-# Tests of real kernels wait more than they compute: two packages at a time.
-TESTFLAGS ?= -timeout 8m -p 2
+# Tests of real kernels wait more than they compute: three packages at a time.
+TESTFLAGS ?= -timeout 8m -p 3
 LINT     := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 openbsd/amd64
 # Without a git that likes this folder the binary goes without its revision.

@@ -175,3 +175,48 @@ func TestEnded(t *testing.T) {
 		t.Error("ended although nobody holds it")
 	}
 }
+
+// A machine that stood still, or a deadpeer that was killed, left the kernel
+// to count more unanswered probes than the socket allows: with its count back
+// the kernel would end it at the next expiry without a probe, though its peer
+// is there again.
+func TestRestoreAfterManyProbes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.pair()
+	for name, value := range map[int]int{unix.TCP_KEEPCNT: 2, unix.TCP_KEEPIDLE: 6, unix.TCP_KEEPINTVL: 75} {
+		p.set(t, unix.IPPROTO_TCP, name, value)
+	}
+	p.set(t, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	ok(t, p.peer.CloseWrite())
+	w.waitState(p, conn.CloseWait)
+	w.unfresh(p)
+	before := p.options(t)
+	ok(t, w.link.Cut())
+	w.asker.options.Step = func(s Step) {
+		for s == StepAsked && w.read(p).Probes < 2 {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	r := w.ask(w.target(p))[0]
+	w.asker.options.Step = nil
+	if r.Refusal != Probing {
+		t.Errorf("%+v", r)
+	}
+	ok(t, w.link.Heal())
+	// Its own idle time is back, and after it the kernel asks.
+	for deadline := time.Now().Add(15 * time.Second); w.read(p).SegsIn == r.SegsIn; time.Sleep(20 * time.Millisecond) {
+		if s := w.read(p); s.State != conn.CloseWait || time.Now().After(deadline) {
+			t.Fatalf("%+v", s)
+		}
+	}
+	record, left := w.ledger.outstanding[p.sock.ID()]
+	if !left {
+		t.Fatal("the journal has forgotten what is to be put back")
+	}
+	ok(t, w.asker.Restore(w.target(p), record))
+	if now := p.options(t); now != before {
+		t.Errorf("options %+v, were %+v", now, before)
+	}
+	delete(w.ledger.outstanding, p.sock.ID())
+}

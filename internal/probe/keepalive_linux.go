@@ -85,6 +85,8 @@ func (a *Asker) askKeepalive(targets []Target, indices []int, report func(int, R
 		switch {
 		case err == nil, errors.Is(err, OwnerGone), errors.Is(err, Reused):
 			a.records = append(a.records, journal.Record{Kind: journal.Restored, ID: p.record.ID, PID: p.record.PID, FD: p.record.FD})
+		case p.result.Refusal == NotRefused && errors.Is(err, Probing):
+			p.result.Refusal = Probing
 		case p.result.Refusal == NotRefused:
 			p.result.Refusal = Failed
 		}
@@ -210,6 +212,8 @@ func (a *Asker) probeWentOut(t Target, segsOut uint32) bool {
 // Restore puts back what a record says, but for keepalive options that are not
 // as a question sets them: those its program has set meanwhile. OwnerGone and
 // Reused mean that none of the target's descriptors holds the socket any more.
+// Probing means that all but the count is back: so many probes went unanswered
+// meanwhile that with it the kernel would end the connection without another.
 func (a *Asker) Restore(t Target, r journal.Record) error {
 	h, refusal := a.hold(t)
 	if refusal != NotRefused {
@@ -237,13 +241,22 @@ func (a *Asker) Restore(t Target, r journal.Record) error {
 	// count goes last, so that no probe already out is one too many.
 	set := ours()
 	var errs []error
-	for _, o := range [...]struct {
-		was   option
-		value int
-	}{{set[2], on}, {set[1], int(r.Interval)}, {set[3], int(r.Idle)}, {set[0], int(r.Probes)}} {
-		if now, ok := h.Get(o.was.level, o.was.name); !ok || now == o.was.value && now != o.value {
-			errs = append(errs, h.Set(o.was.level, o.was.name, o.value))
+	back := func(was option, value int) {
+		if now, ok := h.Get(was.level, was.name); !ok || now == was.value && now != value {
+			errs = append(errs, h.Set(was.level, was.name, value))
 		}
 	}
+	in, known := readInfo(h, &a.buf)
+	back(set[2], on)
+	back(set[1], int(r.Interval))
+	back(set[3], int(r.Idle))
+	out := int(in.probes)
+	if time.Duration(in.heardMS)*time.Millisecond >= time.Duration(r.Idle)*time.Second {
+		out++ // it was due, and sent one more
+	}
+	if count, ok := h.Get(set[0].level, set[0].name); r.KeepAlive && ok && count == set[0].value && (!known || out >= int(r.Probes)) {
+		return errors.Join(append(errs, Probing)...)
+	}
+	back(set[0], int(r.Probes))
 	return errors.Join(errs...)
 }

@@ -11,9 +11,10 @@ func urgent() (calm func()) {
 	if err != nil || was.Policy != unix.SCHED_NORMAL && was.Policy != unix.SCHED_BATCH {
 		return func() {}
 	}
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
 	if unix.SchedSetAttr(0, &fifo, 0) != nil {
 		return func() {}
 	}
-	return func() { _ = unix.SchedSetAttr(0, was, 0) } // giving up is always allowed
+	// Giving up is always allowed, but not of SCHED_FLAG_RESET_ON_FORK.
+	return func() { _ = unix.SchedSetAttr(0, was, 0) }
 }

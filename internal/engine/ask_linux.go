@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"deadpeer/internal/conn"
@@ -66,6 +67,8 @@ type inquiry struct {
 	swept     stamp // when the last sweep began
 	sweepCost time.Duration
 	asked     int
+	dead      int  // of those that are settled
+	last      bool // the last questions are out
 }
 
 // Check asks every selected connection's peer now. Needs Linux 5.6, and root
@@ -271,20 +274,26 @@ func (q *inquiry) loop(ctx context.Context) error {
 			return err
 		}
 		q.judgeAll(swept)
+		late := start.After(deadline)
+		if q.hold > 0 {
+			q.conclude(swept, late)
+		}
 		q.sweepCost = time.Since(start)
 		q.progress()
-		if len(q.pending) == 0 || time.Now().After(deadline) {
+		if len(q.pending) == 0 || late && q.hold == 0 {
 			break
 		}
-		due, err := q.due()
-		if err != nil {
-			return err
-		}
-		if len(due) > 0 {
-			if err := q.putAll(ctx, due); err != nil {
+		if !q.last {
+			due, err := q.due()
+			if err != nil {
 				return err
 			}
-			continue
+			if len(due) > 0 {
+				if err := q.putAll(ctx, due); err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -306,7 +315,12 @@ func (q *inquiry) pause() time.Duration {
 			out++
 			young = young || q.young(row, now)
 		}
-		next = min(next, q.dueAt(row))
+		switch {
+		case !q.last:
+			next = min(next, q.dueAt(row))
+		case q.about(row).is(outstanding):
+			next = min(next, q.closes(row))
+		}
 	}
 	poll := pollLate
 	switch {
@@ -351,7 +365,7 @@ func (q *inquiry) judgeAll(swept stamp) {
 			a.set(settled)
 		case a.is(ended), a.verdict == conn.Alive, a.verdict == conn.Stuck, a.is(answered) && a.unanswered == 0:
 			a.set(settled)
-		case a.verdict == conn.Dead && (swept-a.first).span() >= q.hold:
+		case q.hold == 0 && a.verdict == conn.Dead:
 			a.set(settled)
 		case a.questions == 0 && a.refusal.Passing() && swept.span() > patience,
 			a.refusal == probe.NoRoute && a.last > a.first+stampOf(patience):
@@ -361,6 +375,9 @@ func (q *inquiry) judgeAll(swept stamp) {
 			left = append(left, i)
 			continue
 		}
+		if a.verdict == conn.Dead {
+			q.dead++
+		}
 		if a.is(answered) && !a.is(ended) && row.sock.State == conn.Established {
 			a.set(counted)
 		}
@@ -368,9 +385,46 @@ func (q *inquiry) judgeAll(swept stamp) {
 	q.pending = left
 }
 
-func (q *inquiry) expired(row *row, swept stamp) bool {
-	return swept >= q.about(row).last+stampOf(verdict.Wait(&row.sock))
+// conclude ends the asking when all who are left have been silent for long
+// enough. Until then even they are asked, lest one be ended on a silence that
+// is over by now; and the last questions get their time to be answered.
+func (q *inquiry) conclude(swept stamp, late bool) {
+	if late {
+		q.pending = slices.DeleteFunc(q.pending, func(i uint32) bool { return !q.silentEnough(i, swept) })
+	}
+	overdue, open := false, false
+	for _, i := range q.pending {
+		row := q.snap.table.at(i)
+		if !q.silentEnough(i, swept) {
+			q.last = false
+			return
+		}
+		overdue = overdue || swept >= q.dueAt(row)
+		open = open || q.about(row).is(outstanding) && !q.expired(row, swept)
+	}
+	if q.last = q.last || late || !overdue; !q.last || open {
+		return
+	}
+	for _, i := range q.pending {
+		q.about(q.snap.table.at(i)).set(settled)
+	}
+	q.dead += len(q.pending)
+	q.pending = q.pending[:0]
 }
+
+// silentEnough reports whether row i is dead, has been silent for as long as a
+// release takes, and could be asked to the last.
+func (q *inquiry) silentEnough(i uint32, swept stamp) bool {
+	a := q.about(q.snap.table.at(i))
+	return a.verdict == conn.Dead && a.refusal == probe.NotRefused && (swept-a.first).span() >= q.hold
+}
+
+// closes is when the last question to the row counts as unanswered.
+func (q *inquiry) closes(row *row) stamp {
+	return q.about(row).last + stampOf(verdict.Wait(&row.sock))
+}
+
+func (q *inquiry) expired(row *row, swept stamp) bool { return swept >= q.closes(row) }
 
 // judge gives the row its verdict as of the given time.
 func (q *inquiry) judge(row *row, at stamp) {
@@ -387,7 +441,7 @@ func (q *inquiry) progress() {
 	if q.req.Progress == nil {
 		return
 	}
-	p := Progress{Asked: q.asked, Elapsed: time.Since(q.epoch), Expected: max(q.hold, verdict.MinSilence)}
+	p := Progress{Asked: q.asked, Elapsed: time.Since(q.epoch), Dead: q.dead, Expected: max(q.hold, verdict.MinSilence)}
 	for _, i := range q.pending {
 		if a := q.about(q.snap.table.at(i)); a.verdict == conn.Dead {
 			p.Dead++

@@ -80,7 +80,9 @@ func (p *Plan) endSessions(ctx context.Context) []planned {
 // why the connection is left alone.
 func (p *Plan) endSession(ctx context.Context, end *ending) (kept, err error) {
 	err = end.tie.look.db.End(ctx, end.tie.Session, func() error {
-		kept = release.Confirm(ctx, p.diag[end.item.Sock.NetNS], end.item)
+		if kept = end.stale(); kept == nil {
+			kept = release.Confirm(ctx, p.diag[end.item.Sock.NetNS], end.item)
+		}
 		return kept
 	})
 	return kept, err

@@ -1,7 +1,11 @@
 package engine
 
 import (
+	"fmt"
+	"time"
+
 	"deadpeer/internal/release"
+	"deadpeer/internal/verdict"
 )
 
 // actionRelease names what a plan does, in outcomes.
@@ -24,6 +28,28 @@ type Plan struct {
 type planned struct {
 	row  uint32
 	item release.Item
+	last time.Time     // when the last question was closed, unanswered; zero when none needs to be
+	same func() string // why our own side is not what it was then, or ""; nil likewise
+}
+
+// lastQuestion is the greatest age of the last unanswered question when a
+// connection is ended. It leaves time to look into databases and to wait for
+// other sessions to end.
+const lastQuestion = 20 * time.Second
+
+// stale says why what was found out of the connection does not count any more.
+// What its socket has heard since, release looks at itself.
+func (p *planned) stale() error {
+	if p.same == nil {
+		return nil
+	}
+	if why := p.same(); why != "" {
+		return fmt.Errorf("%s since it was asked: left alone", why)
+	}
+	if age := time.Since(p.last); age > lastQuestion {
+		return fmt.Errorf("last asked %s ago: left alone", verdict.Duration(age))
+	}
+	return nil
 }
 
 // Len is how many connections Act would end.

@@ -48,6 +48,7 @@ func (p *Plan) Close() error {
 
 // decide holds every selected connection to the rules of release.
 func (p *Plan) decide(ctx context.Context, q *inquiry) error {
+	same := q.steady()
 	holds, err := q.holds(ctx, true)
 	if err != nil {
 		return err
@@ -79,9 +80,15 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 			c.Silence, c.Held = (a.judged - a.first).span(), holds[a.group]
 		}
 		ok, why := release.Decide(c, q.req.Rules)
+		if ok && a.refusal != probe.NotRefused {
+			ok, why = false, "its last question could not be asked: "+a.refusal.Error()
+		}
 		switch {
 		case ok:
-			p.add(i, release.Item{Sock: row.sock, SegsIn: a.base})
+			p.add(planned{
+				row: i, item: release.Item{Sock: row.sock, SegsIn: a.base},
+				last: q.epoch.Add(q.closes(row).span()), same: same[a.group],
+			})
 		case a.verdict == conn.Dead && !a.is(ended): // one that has ended needs no release
 			q.snap.outcomes[i] = Outcome{Action: actionRelease, Error: why}
 		}
@@ -89,16 +96,36 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 	return nil
 }
 
-func (p *Plan) add(i uint32, item release.Item) {
-	p.items = append(p.items, planned{row: i, item: item})
-	p.Snapshot.outcomes[i] = Outcome{Action: actionRelease}
+// steady gives for every path what tells later whether it is as it is now.
+func (q *inquiry) steady() []func() string {
+	asleep := suspended()
+	list := make([]func() string, len(q.groups))
+	for g := range list {
+		paths, hop := q.groups[g].space.paths, q.groups[g].hop
+		generation := paths.Generation(hop)
+		list[g] = func() string {
+			switch {
+			case suspended()-asleep > gapLimit:
+				return "this host was suspended"
+			case paths.Generation(hop) != generation:
+				return "the path to the peer has changed"
+			}
+			return ""
+		}
+	}
+	return list
+}
+
+func (p *Plan) add(item planned) {
+	p.items = append(p.items, item)
+	p.Snapshot.outcomes[item.row] = Outcome{Action: actionRelease}
 }
 
 // addNamed adds the connections that the filter names by cookie.
 func (p *Plan) addNamed(r *run) {
 	for i := range p.Snapshot.table.n {
 		if row := p.Snapshot.table.at(i); r.selected(i) && r.req.Filter.Names(row.sock.Cookie) {
-			p.add(i, release.Item{Sock: row.sock, Any: true})
+			p.add(planned{row: i, item: release.Item{Sock: row.sock, Any: true}})
 		}
 	}
 }
@@ -157,12 +184,18 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 // Act ends what was planned: the connections with a database session through
 // their database, as Request.Via says, the others by their socket. Each
 // connection's evidence is read again at most 5 ms before, and whoever has
-// heard anything is left alone. Outcomes are in Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act has tried some
-// and says so of the others.
+// heard anything is left alone; so is one whose last question is more than 20 s
+// old, or whose path has changed since. Outcomes are in Snapshot afterwards.
+// Needs CAP_NET_ADMIN. An interrupted Act has tried some and says so of the
+// others.
 func (p *Plan) Act(ctx context.Context) error {
 	bySpace := map[uint32][]planned{}
 	left := p.endSessions(ctx)
 	for _, item := range left {
+		if err := item.stale(); err != nil {
+			p.settle(item.row, "", err)
+			continue
+		}
 		n := item.item.Sock.NetNS
 		bySpace[n] = append(bySpace[n], item)
 	}

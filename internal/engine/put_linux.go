@@ -20,11 +20,16 @@ func (q *inquiry) dueAt(row *row) stamp {
 	if a.questions == 0 && a.refusal == probe.NotRefused {
 		return 0
 	}
-	wait := verdict.Wait(&row.sock)
-	if a.verdict == conn.Dead {
-		wait = max(wait, min(deadEvery, q.hold/4))
+	wait := stampOf(verdict.Wait(&row.sock))
+	next := a.last + wait
+	if a.verdict != conn.Dead {
+		return next
 	}
-	return a.last + stampOf(wait)
+	later := a.last + max(wait, stampOf(min(deadEvery, q.hold/4)))
+	if final := a.first + stampOf(q.hold) - wait; next <= final && final < later {
+		return final // so that the silence is long enough when it closes
+	}
+	return later
 }
 
 // due lists the rows to ask now: the silent, and with them the living of the

@@ -332,6 +332,43 @@ func TestUntoldIsNotSelected(t *testing.T) {
 	}
 }
 
+// Between plan and act our own side changes, or too much time passes: what was
+// found out counts no more.
+func TestReleaseStale(t *testing.T) {
+	t.Parallel()
+	for want, age := range map[string]func(w *world, p *Plan){
+		"the path to the peer has changed": func(w *world, p *Plan) {
+			ok(w.t, w.server.LinkDown(w.toFar))
+			ok(w.t, w.server.LinkUp(w.toFar))
+			wait(w.t, "a notification", func() bool { return p.items[0].stale() != nil })
+		},
+		"last asked 60 s ago": func(_ *world, p *Plan) {
+			for i := range p.items {
+				p.items[i].last = time.Now().Add(-time.Minute)
+			}
+		},
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			peers := w.connect("tcp4", w.far, 2)
+			ok(t, w.toFar.CutPorts(ports(peers)...))
+			p := w.plan(w.request())
+			if p.Len() != len(peers) {
+				t.Errorf("%d planned", p.Len())
+			}
+			age(w, p)
+			ok(t, p.Act(t.Context()))
+			expectOutcomes(t, byPeer(p.Snapshot), peers, want)
+			for _, peer := range peers {
+				if w.aborted(peer) {
+					t.Errorf("%s: ended", peer)
+				}
+			}
+		})
+	}
+}
+
 // Between plan and act the dead connection makes way for a new one of the same
 // addresses and ports, which lives on.
 func TestReleaseTupleReused(t *testing.T) {

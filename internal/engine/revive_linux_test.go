@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"deadpeer/internal/conn"
 	"deadpeer/internal/release"
 	"deadpeer/internal/testnet"
@@ -66,6 +68,46 @@ func TestReleaseAfterOutage(t *testing.T) {
 		c := snap[peer]
 		if allowed, why := release.Decide(release.Candidate{Verdict: c.Judgement.Verdict, Why: c.Judgement.Why, Silence: c.Evidence.Silence}, r.Rules); allowed || !strings.Contains(why, "release needs 60 s") {
 			t.Errorf("%s: %v, %q", peer, allowed, why)
+		}
+	}
+}
+
+// A peer that was silent for long enough comes back while others are still
+// being asked, and says nothing by itself: it is asked once more, and lives.
+func TestReleaseBackMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	slow, back, gone := w.connect("tcp4", w.near, 2), w.connect("tcp4", w.far, 3), w.connect("tcp4", w.far, 3)
+	ok(t, w.toNear.Cut())
+	ok(t, w.toFar.CutPorts(ports(append(slices.Clone(back), gone...))...))
+	nl := w.netlink(w.server)
+	_, device := w.toNear.Interface(w.server)
+	dev := must(nl.LinkByIndex(device))(t)
+	addr := must(netlink.ParseAddr("10.9.9.9/24"))(t)
+	r := w.request()
+	healed := false
+	r.Progress = func(p Progress) {
+		switch {
+		case p.Elapsed < 3*time.Second: // keep spoiling what the slow ones are asked
+			ok(t, nl.AddrAdd(dev, addr))
+			ok(t, nl.AddrDel(dev, addr))
+		case p.Elapsed > 4500*time.Millisecond && !healed:
+			healed = true
+			ok(t, w.toFar.HealPorts(ports(back)...))
+		}
+	}
+	p := w.plan(r)
+	if !healed {
+		t.Error("the plan was made before the link was healed")
+	}
+	ok(t, p.Act(t.Context()))
+	got := byPeer(p.Snapshot)
+	expect(t, got, back, conn.Alive)
+	expectOutcomes(t, got, back, "-")
+	expectOutcomes(t, got, append(slow, gone...), "done")
+	for _, peer := range back {
+		if w.aborted(peer) {
+			t.Errorf("%s: ended", peer)
 		}
 	}
 }

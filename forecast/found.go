@@ -34,9 +34,13 @@ func (in Input) checkFound(s Situation) error {
 func backedOff(base int64, n int, most int64) int64 { return min(base<<min(n, 20), most) }
 
 // resume goes to the expiry of the timer that is due in d and was put in the
-// level. One that is due already goes off at the end of its bucket.
+// level. One that is due already goes off at the end of its bucket, or, where
+// that is over, as soon as the processor has the time.
 func (r *run) resume(d time.Duration, level uint) {
 	r.now = fires(r.start+r.nearest(d), level)
+	if r.decided.byBehind = r.nearest(d) == 0; r.behind {
+		r.now = r.start
+	}
 	r.top = max(r.top, level)
 	r.handling = true
 	r.work++

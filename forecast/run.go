@@ -15,6 +15,7 @@ type run struct {
 	top        uint          // the highest level of the wheel used
 	work       int64         // timers armed
 	handling   bool          // a timer's handler is running
+	behind     bool          // the processor is, with a timer that is due
 
 	// What is decided by less than a tick is tried both ways.
 	ahead   int64         // the wheel's clock, when no handler is running: 0 or 1
@@ -28,7 +29,7 @@ type run struct {
 	errno string
 }
 
-type decisions struct{ byAhead, byBlur bool }
+type decisions struct{ byAhead, byBlur, byBehind bool }
 
 type instant struct {
 	what string
@@ -86,9 +87,14 @@ func over(s Situation, in Input, lives ...func(*run)) Forecast {
 	coarse := time.Millisecond
 	try := func(start int64, since time.Duration, ahead int64, blur time.Duration) (decided decisions) {
 		for _, life := range lives {
-			r = run{wheel: w, start: start, now: start, since: since, ahead: ahead, blur: blur, coarse: coarse, top: r.top, steps: r.steps[:0]}
-			life(&r)
-			sum.add(&r)
+			for _, behind := range [...]bool{false, true} {
+				if behind && !r.decided.byBehind {
+					break
+				}
+				r = run{wheel: w, start: start, now: start, since: since, ahead: ahead, blur: blur, coarse: coarse, behind: behind, top: r.top, steps: r.steps[:0]}
+				life(&r)
+				sum.add(&r)
+			}
 			decided.byAhead = decided.byAhead || r.decided.byAhead
 			decided.byBlur = decided.byBlur || r.decided.byBlur
 		}

@@ -15,6 +15,7 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/internal/journal"
 )
 
 // Exit codes.
@@ -77,7 +78,11 @@ func (a *app) code(ctx context.Context, err error) int {
 	case err == nil:
 		return exitDone
 	case ctx.Err() != nil:
-		a.say("interrupted; everything was put back")
+		if more := besides(err, ctx.Err()); more != nil {
+			a.say("%v\ninterrupted", more)
+		} else {
+			a.say("interrupted; everything was put back")
+		}
 		return exitSignal
 	case errors.As(err, &filter):
 		a.say("%v\n%s", filter, filter.Pointer())
@@ -96,6 +101,25 @@ func (a *app) code(ctx context.Context, err error) int {
 	}
 	a.say("%v", err)
 	return exitFailed
+}
+
+// besides gives what an error tells besides that something was interrupted.
+func besides(err, interruption error) error {
+	var held *journal.HeldError
+	if errors.As(err, &held) || !errors.Is(err, interruption) {
+		return err
+	}
+	switch wrapped := err.(type) { //nolint:errorlint // its tree is walked
+	case interface{ Unwrap() []error }:
+		var list []error
+		for _, e := range wrapped.Unwrap() {
+			list = append(list, besides(e, interruption))
+		}
+		return errors.Join(list...)
+	case interface{ Unwrap() error }:
+		return besides(wrapped.Unwrap(), interruption)
+	}
+	return nil
 }
 
 func (a *app) say(format string, args ...any) {

@@ -123,6 +123,12 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 				err = errors.Join(err, a.Close())
 			}
 		}
+		if n := q.journal.Outstanding(); n > 0 {
+			left := fmt.Errorf("settings of %s could not be put back: deadpeer doctor --clean tries again", count(n, "connection"))
+			if r.note(false, "%v", left); err != nil {
+				err = errors.Join(err, left)
+			}
+		}
 		err = errors.Join(err, q.journal.Close())
 	}()
 	for w := range q.askers {

@@ -1,6 +1,7 @@
 package sockdiag
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -199,8 +200,8 @@ func (c *Conn) Described() (since, until time.Time) { return c.since, c.until }
 func (c *Conn) Lookup(socks []*conn.Sock, outcome func(i int, err error)) error {
 	fresh := conn.Sock{NetNS: c.netns}
 	return c.each(socks, typeByFamily, 0, extInfo, func(i int, h header) {
-		if h.kind == typeError {
-			outcome(i, gone(status(h.body)))
+		if h.kind == typeError { // never an acknowledgement, for which nobody asked
+			outcome(i, cmp.Or(gone(status(h.body)), errShort))
 			return
 		}
 		err := parse(h.body, &fresh, nil)
@@ -223,6 +224,8 @@ func (c *Conn) Destroy(socks []*conn.Sock, outcome func(i int, err error)) error
 	return c.each(socks, typeDestroy, flagAck, 0, func(i int, h header) {
 		err := gone(status(h.body))
 		switch {
+		case h.kind != typeError || len(h.body) < 4:
+			err = errShort
 		case errors.Is(err, unix.EPERM):
 			err = fmt.Errorf("destroy socket: %w (needs CAP_NET_ADMIN)", err)
 		case errors.Is(err, unix.EOPNOTSUPP):

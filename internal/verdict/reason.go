@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"deadpeer/internal/conn"
 )
 
 // Reason says in words why the judgement came out as it did.
@@ -24,7 +26,13 @@ func (j Judgement) reason(e Evidence) string {
 	case WhyLeaked:
 		return fmt.Sprintf("the peer closed %s ago and the program has not: a local bug", Duration(min(e.Heard, e.Sent)))
 	case WhyClosing:
-		return "closing: ends by itself"
+		switch {
+		case e.State != conn.CloseWait:
+			return "closing: ends by itself"
+		case e.Refusal != "":
+			return "the peer has closed and the program has not yet; not asked: " + e.Refusal
+		}
+		return "the peer has closed and the program has not yet"
 	case WhyVanished:
 		return "ended while it was being asked"
 	case WhyReset:

@@ -45,7 +45,7 @@ const (
 	outstanding flags = 1 << iota // the last question may still be answered
 	answered                      // a question was answered
 	ended                         // the kernel has closed it
-	vanished                      // and nobody holds it any more
+	vanished                      // and nobody holds it any more, or both sides have closed it
 	counted                       // among the controls of its path
 	settled                       // nothing more to ask
 	gaveUp                        // and nothing had arrived with the end

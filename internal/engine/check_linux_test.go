@@ -178,6 +178,22 @@ func TestCheckStates(t *testing.T) {
 	}
 }
 
+// A connection that both sides close while it is being asked has not been
+// reset, though its program still holds the descriptor.
+func TestCheckClosedByBoth(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peer := w.connect("tcp4", w.far, 1)
+	ok(t, w.servers[peer[0]].CloseWrite())
+	time.Sleep(50 * time.Millisecond) // the FIN is acknowledged
+	ok(t, w.toFar.Cut())
+	got := w.during(w.request(), time.Second, func() {
+		ok(t, w.toFar.Heal())
+		ok(t, w.clients[peer[0]].Close())
+	})
+	expect(t, got, peer, conn.Unknown, verdict.WhyVanished)
+}
+
 // The owner ends, or closes the descriptor and opens something else in its
 // place, between two questions: every connection has an outcome, and no other
 // socket is asked in its place.

@@ -196,7 +196,10 @@ func (q *inquiry) merge(i uint32, r probe.Result, generations []uint32) {
 	}
 	switch {
 	case r.Ended:
-		if a.set(ended); r.SegsIn == a.base {
+		a.set(ended)
+		if r.Orderly {
+			a.set(vanished)
+		} else if r.SegsIn == a.base {
 			a.set(gaveUp)
 		}
 		a.last = q.now()

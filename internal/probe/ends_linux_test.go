@@ -176,6 +176,30 @@ func TestEnded(t *testing.T) {
 	}
 }
 
+// Where both sides have closed nobody was reset, though the program still
+// holds its descriptor.
+func TestEndedOrderly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.pair()
+	ok(t, p.CloseWrite())
+	w.waitState(p, conn.FinWait2)
+	target := w.target(p)
+	ok(t, p.peer.Close())
+	var r Result
+	for deadline := time.Now().Add(10 * time.Second); !r.Ended; time.Sleep(time.Millisecond) {
+		if r = w.ask(target)[0]; time.Now().After(deadline) {
+			t.Fatalf("%+v", r)
+		}
+	}
+	if !r.Orderly {
+		t.Errorf("%+v", r)
+	}
+	if _, ended := w.asker.Ended(target); ended {
+		t.Error("held to be reset")
+	}
+}
+
 // A machine that stood still, or a deadpeer that was killed, left the kernel
 // to count more unanswered probes than the socket allows: with its count back
 // the kernel would end it at the next expiry without a probe, though its peer

@@ -124,7 +124,7 @@ func (a *Asker) mayAskKeepalive(t Target) (journal.Record, Result) {
 	case !ok || !infoOK || err != nil:
 		r.Refusal = Failed
 	case in.state == conn.Close:
-		r.Ended = true
+		r.Ended, r.Orderly = true, orderly(h)
 	case repair != 0:
 		r.Refusal = Checkpoint
 	case s.UserTimeout != 0:
@@ -169,7 +169,7 @@ func (a *Asker) fire(t Target, was journal.Record, r *Result) (segsOut uint32, c
 		r.Refusal = Failed
 		return 0, false
 	case in.state == conn.Close:
-		r.Ended, r.State, r.SegsIn = true, in.state, in.segsIn
+		r.Ended, r.Orderly, r.State, r.SegsIn = true, orderly(h), in.state, in.segsIn
 		return 0, false
 	case s.KeepAlive != was.KeepAlive || s.UserTimeout != 0 || int32(s.Idle/time.Second) != was.Idle ||
 		int32(s.Interval/time.Second) != was.Interval || int32(s.Probes) != was.Probes:

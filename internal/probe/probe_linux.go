@@ -83,6 +83,7 @@ type Result struct {
 	HeardMS  uint32     // since anything was heard before it, milliseconds
 	State    conn.State // of the socket before it, 0 when not known
 	Ended    bool       // the socket is CLOSED although its program still holds it: reset, or given up
+	Orderly  bool       // or, by both sides
 	Method   Method
 	Reuses   bool               // the socket carries SO_REUSEADDR
 	Settings keepalive.Settings // the socket's own, when asked for
@@ -107,9 +108,10 @@ func (a *Asker) Settings(t Target) (keepalive.Settings, Refusal) {
 // could not be read.
 func (a *Asker) Cookie(o conn.Owner) (cookie uint64, ok bool) { return a.taker.Cookie(o) }
 
-// Ended reports whether the kernel has closed the socket under a program that
+// Ended reports whether the kernel has ended the socket under a program that
 // still holds it, and how many segments it had received: when none came with
-// the end the kernel has given it up, else it was reset.
+// the end the kernel has given it up, else it was reset. One that both sides
+// have closed has not been ended.
 func (a *Asker) Ended(t Target) (segsIn uint32, ended bool) {
 	h, refusal := a.hold(t)
 	if refusal != NotRefused {
@@ -117,7 +119,16 @@ func (a *Asker) Ended(t Target) (segsIn uint32, ended bool) {
 	}
 	defer a.taker.Give(h)
 	in, ok := readInfo(h, &a.buf)
-	return in.segsIn, ok && in.state == conn.Close
+	return in.segsIn, ok && in.state == conn.Close && !orderly(h)
+}
+
+// orderly reports whether a CLOSED socket has no error to tell, as after a
+// close by both sides, or when its program has been told already. Asking for
+// the error itself would take it from the program (SO_ERROR in socket(7)).
+func orderly(s held.Socket) bool {
+	fds := []unix.PollFd{{Fd: int32(s.FD)}}
+	_, err := unix.Poll(fds, 0)
+	return err == nil && fds[0].Revents&unix.POLLERR == 0
 }
 
 // Ask puts one question to each target and reports each one's result by its
@@ -214,7 +225,7 @@ func (a *Asker) window(t Target, journalled bool) (r Result, reuse int) {
 	case !repairOK || !valueOK || !infoOK:
 		r.Refusal = Failed
 	case before.state == conn.Close:
-		r.Ended = true
+		r.Ended, r.Orderly = true, orderly(h)
 	case repair != 0:
 		r.Refusal = Checkpoint
 	case MethodFor(before.state) != WindowProbe:

@@ -76,7 +76,7 @@ type Evidence struct {
 	Refusal  string // why the connection could not be asked; "" when it could
 	Spoke    bool   // something arrived while it was seen to be too fresh to be asked
 	Ended    bool   // the socket was gone, or CLOSED, after a question
-	Vanished bool   // the socket was gone and nobody holds it any more
+	Vanished bool   // the socket was gone and nobody holds it any more, or both sides closed it
 	GaveUp   bool   // nothing had arrived with the end: the kernel gave it up
 
 	Questions     int           // asked in this run

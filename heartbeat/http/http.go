@@ -13,7 +13,6 @@
 package http
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -23,12 +22,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
 
 	"deadpeer/heartbeat"
+	"deadpeer/internal/holder"
 )
 
 // Options are how a [Target] connects and asks. The zero value is good.
@@ -55,31 +54,19 @@ func (e *StatusError) Error() string {
 type Target struct {
 	url  *url.URL
 	opts Options
-
-	mu     sync.Mutex
-	conn   *conn
-	closed bool
+	held holder.Of[conn]
 }
 
 var _ heartbeat.Reconnecter = (*Target)(nil)
 
-// conn is a connection: by HTTP/2, or by HTTP/1.1 with its reader.
-type conn struct {
-	net.Conn
-	h2 *http2.ClientConn //nolint:staticcheck // http.ClientConn, its successor, has no Ping
-
-	mu     sync.Mutex // one request of HTTP/1.1 at a time
-	reader *bufio.Reader
-	rest   *io.LimitedReader // what may still be read of an answer
+// conn is a connection that can be asked.
+type conn interface {
+	ask(ctx context.Context) error
+	Close() error
 }
 
-func newConn(c net.Conn) *conn {
-	rest := &io.LimitedReader{R: c}
-	return &conn{Conn: c, reader: bufio.NewReader(rest), rest: rest}
-}
-
-// Of an answer no more is read: of its body, and of all with what precedes it.
-const mostBody, mostAnswer = 1 << 20, 2 << 20
+// Of an answer no more is read: of its body, and of what precedes it.
+const mostBody, mostHeader = 1 << 20, 1 << 20
 
 // New makes a target that is not connected: its first pings fail, so that a
 // monitor has it reconnect. The URL's scheme is http or https; a user and
@@ -101,54 +88,104 @@ func New(rawURL string, opts Options) (*Target, error) {
 // Ping asks and waits for the answer. A server may close an idle connection at
 // any time (RFC 9112 section 9.5): then Ping makes another and asks on that.
 func (t *Target) Ping(ctx context.Context) error {
-	t.mu.Lock()
-	c := t.conn
-	t.mu.Unlock()
-	if c == nil {
+	c, ok := t.held.Get()
+	if !ok {
 		return ErrNotConnected
 	}
-	err := t.ask(ctx, c)
-	var status *StatusError
-	if err == nil || errors.As(err, &status) || ctx.Err() != nil {
+	err := c.ask(ctx)
+	if _, answered := errors.AsType[*StatusError](err); err == nil || answered || ctx.Err() != nil {
 		return err
 	}
 	if err := t.Reconnect(ctx); err != nil {
 		return err
 	}
-	t.mu.Lock()
-	c = t.conn
-	t.mu.Unlock()
-	if c == nil { // closed meanwhile
+	if c, ok = t.held.Get(); !ok { // closed meanwhile
 		return ErrNotConnected
 	}
-	return t.ask(ctx, c)
+	return c.ask(ctx)
 }
 
-func (t *Target) ask(ctx context.Context, c *conn) error {
-	if c.h2 != nil && t.url.Path == "" && t.url.RawQuery == "" {
-		return c.h2.Ping(ctx)
+// Reconnect closes the connection, if any, and makes another.
+func (t *Target) Reconnect(ctx context.Context) error {
+	if err := t.held.Replace(ctx, t.connect); err != nil {
+		return fmt.Errorf("connect to %s: %w", t.url.Redacted(), err)
 	}
-	request, err := t.request(ctx)
+	return nil
+}
+
+// Close closes the connection. It may be called again.
+func (t *Target) Close() error { return t.held.Close() }
+
+func (t *Target) connect(ctx context.Context) (conn, error) {
+	port := t.url.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[t.url.Scheme]
+	}
+	address := net.JoinHostPort(t.url.Hostname(), port)
+	c, err := t.opts.Dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	if t.url.Scheme == "https" {
+		secure := tls.Client(c, t.tls())
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		if secure.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS && t.url.Path == "" && t.url.RawQuery == "" {
+			return newPinger(secure)
+		}
+		c = secure
+	}
+	dial := func(context.Context, string, string) (net.Conn, error) { return c, nil }
+	transport := &http.Transport{
+		DialContext: dial, DialTLSContext: dial, Protocols: new(http.Protocols),
+		MaxResponseHeaderBytes: mostHeader, DisableCompression: true,
+		HTTP2: &http.HTTP2Config{WriteByteTimeout: 10 * time.Second},
+	}
+	transport.Protocols.SetHTTP1(true)
+	transport.Protocols.SetHTTP2(true)
+	client, err := transport.NewClientConn(ctx, t.url.Scheme, address)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &requester{client, t}, nil
+}
+
+func (t *Target) tls() *tls.Config {
+	config := &tls.Config{}
+	if t.opts.TLS != nil {
+		config = t.opts.TLS.Clone()
+	}
+	if config.ServerName == "" {
+		config.ServerName = t.url.Hostname()
+	}
+	config.NextProtos = []string{http2.NextProtoTLS, "http/1.1"}
+	return config
+}
+
+// requester asks by requests, whatever the version of HTTP.
+type requester struct {
+	*http.ClientConn
+	target *Target
+}
+
+func (c *requester) ask(ctx context.Context) error {
+	request, err := c.target.request(ctx)
 	if err != nil {
 		return err
 	}
-	response, done, err := c.roundTrip(request)
+	response, err := c.RoundTrip(request)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", t.url.Redacted(), err)
+		return fmt.Errorf("ask %s: %w", c.target.url.Redacted(), err)
 	}
-	defer done()
-	n, err := io.Copy(io.Discard, io.LimitReader(response.Body, mostBody))
-	if c.h2 == nil && (response.Close || n == mostBody) {
-		_ = c.Close() // the next ping makes another
-	}
-	// An HTTP/2 body is cancelled by this, an HTTP/1.1 body read to its end:
-	// that of a closed connection fails, which says nothing.
-	_ = response.Body.Close()
+	// What of a body is left over costs an HTTP/1.1 connection.
+	defer func() { _ = response.Body.Close() }()
+	_, err = io.Copy(io.Discard, io.LimitReader(response.Body, mostBody))
 	if response.StatusCode >= 500 {
 		return &StatusError{response.StatusCode}
 	}
 	if err != nil {
-		return fmt.Errorf("read answer of %s: %w", t.url.Redacted(), err)
+		return fmt.Errorf("read answer of %s: %w", c.target.url.Redacted(), err)
 	}
 	return nil
 }
@@ -173,126 +210,4 @@ func (t *Target) request(ctx context.Context) (*http.Request, error) {
 		request.Header.Set("User-Agent", "deadpeer-heartbeat")
 	}
 	return request, nil
-}
-
-// roundTrip gives the answer, and what to call when it was read.
-func (c *conn) roundTrip(request *http.Request) (_ *http.Response, done func(), err error) {
-	if c.h2 != nil {
-		response, err := c.h2.RoundTrip(request)
-		return response, func() {}, err
-	}
-	ctx := request.Context()
-	c.mu.Lock()
-	// A connection whose request was given up is of no use to another.
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	release := func() {
-		stop()
-		c.mu.Unlock()
-	}
-	defer func() {
-		if err != nil {
-			release()
-			if ctx.Err() != nil {
-				err = ctx.Err()
-			}
-		}
-	}()
-	if err := request.Write(c.Conn); err != nil {
-		return nil, nil, err
-	}
-	c.rest.N = mostAnswer
-	for {
-		response, err := http.ReadResponse(c.reader, request)
-		// Interim answers precede the final one (RFC 9110 section 15.2).
-		if err != nil || response.StatusCode >= 200 {
-			return response, release, err
-		}
-	}
-}
-
-// Reconnect closes the connection, if any, and makes another.
-func (t *Target) Reconnect(ctx context.Context) error {
-	t.mu.Lock()
-	old := t.conn
-	t.mu.Unlock()
-	if old != nil {
-		t.drop(old)
-	}
-	c, err := t.connect(ctx)
-	if err != nil {
-		return fmt.Errorf("connect to %s: %w", t.url.Redacted(), err)
-	}
-	t.mu.Lock()
-	other, closed := t.conn, t.closed // other is of a Reconnect meanwhile
-	if !closed {
-		t.conn = c
-	}
-	t.mu.Unlock()
-	if closed {
-		t.drop(c)
-		return net.ErrClosed
-	}
-	if other != nil {
-		t.drop(other)
-	}
-	return nil
-}
-
-func (t *Target) connect(ctx context.Context) (*conn, error) {
-	port := t.url.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[t.url.Scheme]
-	}
-	tcp, err := t.opts.Dial(ctx, "tcp", net.JoinHostPort(t.url.Hostname(), port))
-	if err != nil {
-		return nil, err
-	}
-	if t.url.Scheme == "http" {
-		return newConn(tcp), nil
-	}
-	config := &tls.Config{}
-	if t.opts.TLS != nil {
-		config = t.opts.TLS.Clone()
-	}
-	if config.ServerName == "" {
-		config.ServerName = t.url.Hostname()
-	}
-	config.NextProtos = []string{http2.NextProtoTLS, "http/1.1"}
-	secure := tls.Client(tcp, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(err, tcp.Close())
-	}
-	c := newConn(secure)
-	if secure.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS {
-		transport := &http2.Transport{WriteByteTimeout: 10 * time.Second} //nolint:staticcheck // as for h2
-		if c.h2, err = transport.NewClientConn(secure); err != nil {      //nolint:staticcheck // as for h2
-			return nil, errors.Join(err, secure.Close())
-		}
-	}
-	return c, nil
-}
-
-// drop closes c.
-func (t *Target) drop(c *conn) {
-	t.mu.Lock()
-	if t.conn == c {
-		t.conn = nil
-	}
-	t.mu.Unlock()
-	if c.h2 != nil {
-		_ = c.h2.Close()
-	}
-	_ = c.Close() // gone already, as likely as not
-}
-
-// Close closes the connection.
-func (t *Target) Close() error {
-	t.mu.Lock()
-	c := t.conn
-	t.closed = true
-	t.mu.Unlock()
-	if c != nil {
-		t.drop(c)
-	}
-	return nil
 }

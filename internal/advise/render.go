@@ -1,9 +1,9 @@
 package advise
 
 import (
+	"errors"
 	"fmt"
 	"strings"
-	"text/template"
 	"time"
 
 	"deadpeer/forecast"
@@ -42,20 +42,55 @@ func (s Software) Render(p keepalive.Policy) (Advice, error) {
 	return a, nil
 }
 
+// fill puts figures in for {{.Name}}, and leaves out what stands between {{if
+// .UserTimeoutMS}} and {{end}} when there is none; with {{- a line feed before
+// it goes, too. text/template can do that, but it calls methods by name, for
+// which the linker would keep every method of every package in the program.
 func fill(text string, f figures) (string, error) {
-	t, err := template.New("").Option("missingkey=error").Parse(text)
-	if err != nil {
-		return "", err
+	text = strings.ReplaceAll(text, "\n{{- ", "{{")
+	for {
+		before, rest, found := strings.Cut(text, "{{if .UserTimeoutMS}}")
+		if !found {
+			break
+		}
+		part, after, ended := strings.Cut(rest, "{{end}}")
+		if !ended {
+			return "", errors.New("{{if}} without {{end}}")
+		}
+		if f.UserTimeoutMS() == 0 {
+			part = ""
+		}
+		text = before + part + after
 	}
+	named := f.named()
 	var b strings.Builder
-	if err := t.Execute(&b, f); err != nil {
-		return "", err
+	for {
+		before, rest, found := strings.Cut(text, "{{")
+		b.WriteString(before)
+		if !found {
+			return b.String(), nil
+		}
+		name, after, ended := strings.Cut(rest, "}}")
+		figure, known := named[name]
+		if !ended || !known {
+			return "", fmt.Errorf("no figure {{%s}}", name)
+		}
+		fmt.Fprint(&b, figure)
+		text = after
 	}
-	return b.String(), nil
 }
 
 // figures are what templates may use.
 type figures struct{ policy keepalive.Policy }
+
+func (f figures) named() map[string]any {
+	return map[string]any{
+		".Idle": f.Idle(), ".IdleMS": f.IdleMS(), ".IdleMinutes": f.IdleMinutes(), ".Interval": f.Interval(),
+		".Probes": f.Probes(), ".ProbingMS": f.ProbingMS(), ".UserTimeoutMS": f.UserTimeoutMS(),
+		".HalfDetection": f.HalfDetection(), ".ThirdDetection": f.ThirdDetection(), ".Heartbeat": f.Heartbeat(),
+		".HostFlags": f.HostFlags(), ".Flags": f.Flags(),
+	}
+}
 
 // Idle is in seconds.
 func (f figures) Idle() int64 { return up(f.policy.Idle, time.Second) }

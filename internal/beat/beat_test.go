@@ -62,7 +62,7 @@ func TestRefused(t *testing.T) {
 		"http://u:hidden@[":              "not a URL",
 		"postgres://u:hidden@h:port/x":   "not a URL",
 		"postgres://u:hidden@h/x?port=x": "port",
-		"redis://u:hidden@h/notanumber":  "redis: invalid database number",
+		"redis://u:hidden@h/notanumber":  "redis: the database is not a number",
 		"mysql://u:hidden@h/x?tls=never": "unknown config name",
 	} {
 		_, err := beat.Open(raw)

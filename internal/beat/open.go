@@ -3,7 +3,6 @@ package beat
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"net/url"
@@ -12,20 +11,17 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/redis/go-redis/v9"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"deadpeer/heartbeat/firebird"
-	beatgrpc "deadpeer/heartbeat/grpc"
 	"deadpeer/heartbeat/http"
-	beatredis "deadpeer/heartbeat/redis"
 	"deadpeer/heartbeat/sqlbeat"
 	"deadpeer/heartbeat/tcp"
 	"deadpeer/heartbeat/websocket"
 	"deadpeer/heartbeat/zeo"
 )
+
+// errNotConnected is the error of a target that has no connection at present.
+var errNotConnected = errors.New("not connected")
 
 // openZEO takes zeo://HOST[:8100]/STORAGE[?tls=true].
 func openZEO(u *url.URL) (Target, func() error, error) {
@@ -89,38 +85,8 @@ func openMySQL(u *url.URL) (Target, func() error, error) {
 	return c, c.Close, nil
 }
 
-// openRedis takes what go-redis does.
-func openRedis(u *url.URL) (Target, func() error, error) {
-	opts, err := redis.ParseURL(u.String())
-	if err != nil {
-		return nil, nil, err
-	}
-	opts.PoolSize, opts.MaxRetries, opts.ContextTimeoutEnabled = 1, -1, true
-	client := redis.NewClient(opts)
-	return beatredis.New(client), client.Close, nil
-}
-
 func openHTTP(u *url.URL) (Target, func() error, error) {
 	c, err := http.New(u.String(), http.Options{})
-	if err != nil {
-		return nil, nil, err
-	}
-	return c, c.Close, nil
-}
-
-// openGRPC takes grpc://HOST:PORT[/SERVICE], and grpcs:// for TLS.
-func openGRPC(u *url.URL) (Target, func() error, error) {
-	if u.Port() == "" {
-		return nil, nil, fmt.Errorf("no port; want %s://HOST:PORT", u.Scheme)
-	}
-	safe := insecure.NewCredentials()
-	if u.Scheme == "grpcs" {
-		safe = credentials.NewTLS(&tls.Config{})
-	}
-	c, err := beatgrpc.New("passthrough:///"+u.Host, beatgrpc.Options{
-		Service:     strings.TrimPrefix(u.Path, "/"),
-		DialOptions: []grpc.DialOption{grpc.WithTransportCredentials(safe)},
-	})
 	if err != nil {
 		return nil, nil, err
 	}

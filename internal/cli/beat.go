@@ -4,17 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
 	"deadpeer/heartbeat"
-	"deadpeer/heartbeat/prombeat"
 	"deadpeer/internal/beat"
 )
 
@@ -168,13 +167,13 @@ func pingOnce(ctx context.Context, e *beat.Endpoint) (time.Duration, error) {
 func (a *app) beatOn(ctx context.Context, flags beatFlags, endpoints []*beat.Endpoint, view *beatView) error {
 	observers := []heartbeat.Observer{&beatObserver{view}}
 	if flags.metrics != "" {
-		registry := prometheus.NewRegistry()
-		observer, err := prombeat.New(registry)
-		if err != nil {
-			return err
+		var names []string
+		for _, e := range endpoints {
+			names = append(names, e.Name)
 		}
-		observers = append(observers, observer)
-		stop, err := a.serveMetrics(ctx, flags.metrics, registry)
+		metrics := beat.NewMetrics(names)
+		observers = append(observers, metrics)
+		stop, err := a.serveMetrics(ctx, flags.metrics, metrics)
 		if err != nil {
 			return err
 		}
@@ -252,15 +251,19 @@ func (t *beatTarget) Heard() time.Duration {
 	return -1
 }
 
-func (a *app) serveMetrics(ctx context.Context, address string, registry *prometheus.Registry) (stop func(), err error) {
+func (a *app) serveMetrics(ctx context.Context, address string, metrics http.Handler) (stop func(), err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("--metrics-listen: %w", err)
 	}
 	a.say("metrics on http://%s/metrics", listener.Addr())
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	mux.Handle("GET /metrics", metrics)
+	server := &http.Server{
+		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       log.New(io.Discard, "", 0), // what others do wrong is not for stderr
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -5,9 +5,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"sync"
 
 	"deadpeer/heartbeat"
+	"deadpeer/internal/holder"
 )
 
 // ErrNotConnected is the error of a [Single] that has no connection at present.
@@ -18,11 +18,14 @@ var ErrNotConnected = errors.New("not connected to the database")
 // concurrent use.
 type Single struct {
 	connector driver.Connector
-
-	mu     sync.Mutex
-	conn   *conn
-	closed bool
+	held      holder.Of[*lone]
 }
+
+// lone is a connection that is of no pool.
+type lone struct{ conn }
+
+// Close leaves out the pool, which there is none of.
+func (c *lone) Close() error { return c.kill() }
 
 var _ heartbeat.Reconnecter = (*Single)(nil)
 
@@ -32,49 +35,36 @@ func NewSingle(c driver.Connector) *Single { return &Single{connector: c} }
 
 // Ping has the driver ping.
 func (s *Single) Ping(ctx context.Context) error {
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
+	c, ok := s.held.Get()
+	if !ok {
 		return ErrNotConnected
 	}
-	return (*target)(c).Ping(ctx)
+	return (*target)(&c.conn).Ping(ctx)
 }
 
 // Reconnect closes the connection, if any, and makes another.
-func (s *Single) Reconnect(ctx context.Context) error {
-	s.mu.Lock()
-	old := s.conn
-	s.conn = nil
-	s.mu.Unlock()
-	if old != nil {
-		_ = old.kill() // nobody waits for a farewell to the dead
-	}
-	inner, err := s.connector.Connect(ctx)
+func (s *Single) Reconnect(ctx context.Context) error { return s.held.Replace(ctx, s.connect) }
+
+func (s *Single) connect(ctx context.Context) (*lone, error) {
+	inner, err := connect(ctx, s.connector)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	return &lone{conn{inner: inner}}, nil
+}
+
+// connect opens a connection that can be pinged.
+func connect(ctx context.Context, c driver.Connector) (driver.Conn, error) {
+	inner, err := c.Connect(ctx)
+	if err != nil {
+		return nil, err
 	}
 	if _, ok := inner.(driver.Pinger); !ok {
 		err := fmt.Errorf("ping by %T: %w: it is no driver.Pinger", inner, errors.ErrUnsupported)
-		return errors.Join(err, inner.Close())
+		return nil, errors.Join(err, inner.Close())
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return errors.Join(errors.New("closed meanwhile"), inner.Close())
-	}
-	s.conn = &conn{inner: inner}
-	return nil
+	return inner, nil
 }
 
-// Close closes the connection.
-func (s *Single) Close() error {
-	s.mu.Lock()
-	c := s.conn
-	s.conn, s.closed = nil, true
-	s.mu.Unlock()
-	if c == nil {
-		return nil
-	}
-	return c.kill()
-}
+// Close closes the connection. It may be called again.
+func (s *Single) Close() error { return s.held.Close() }

@@ -17,7 +17,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -63,13 +62,9 @@ var (
 
 // Connect opens a connection and has it pinged.
 func (p *pool) Connect(ctx context.Context) (driver.Conn, error) {
-	inner, err := p.Connector.Connect(ctx)
+	inner, err := connect(ctx, p.Connector)
 	if err != nil {
 		return nil, err
-	}
-	if _, ok := inner.(driver.Pinger); !ok {
-		err := fmt.Errorf("ping by %T: %w: it is no driver.Pinger", inner, errors.ErrUnsupported)
-		return nil, errors.Join(err, inner.Close())
 	}
 	c := &conn{inner: inner, pool: p, inUse: true}
 	p.mu.Lock()

@@ -15,9 +15,9 @@ import (
 	"context"
 	"errors"
 	"net"
-	"sync"
 
 	"deadpeer/heartbeat"
+	"deadpeer/internal/holder"
 )
 
 // Ping asks whether the other end of c is there. It needs up to a second more
@@ -35,10 +35,7 @@ var ErrNotConnected = errors.New("not connected")
 type Target struct {
 	address string
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
-
-	mu     sync.Mutex
-	conn   *net.TCPConn
-	closed bool
+	held    holder.Of[*net.TCPConn]
 }
 
 var _ heartbeat.Reconnecter = (*Target)(nil)
@@ -54,49 +51,27 @@ func New(address string, dial func(ctx context.Context, network, address string)
 
 // Ping is [Ping] on the connection.
 func (t *Target) Ping(ctx context.Context) error {
-	t.mu.Lock()
-	c := t.conn
-	t.mu.Unlock()
-	if c == nil {
+	c, ok := t.held.Get()
+	if !ok {
 		return ErrNotConnected
 	}
 	return Ping(ctx, c)
 }
 
 // Reconnect closes the connection, if any, and makes another.
-func (t *Target) Reconnect(ctx context.Context) error {
-	t.mu.Lock()
-	old := t.conn
-	t.conn = nil
-	t.mu.Unlock()
-	if old != nil {
-		_ = old.Close() // gone already
-	}
+func (t *Target) Reconnect(ctx context.Context) error { return t.held.Replace(ctx, t.connect) }
+
+func (t *Target) connect(ctx context.Context) (*net.TCPConn, error) {
 	c, err := t.dial(ctx, "tcp", t.address)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
-		return errors.Join(errors.New("dial gave no TCP connection"), c.Close())
+		return nil, errors.Join(errors.New("dial gave no TCP connection"), c.Close())
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return errors.Join(net.ErrClosed, tcp.Close())
-	}
-	t.conn = tcp
-	return nil
+	return tcp, nil
 }
 
-// Close closes the connection.
-func (t *Target) Close() error {
-	t.mu.Lock()
-	c := t.conn
-	t.conn, t.closed = nil, true
-	t.mu.Unlock()
-	if c == nil {
-		return nil
-	}
-	return c.Close()
-}
+// Close closes the connection. It may be called again.
+func (t *Target) Close() error { return t.held.Close() }

@@ -79,18 +79,19 @@ func (s *session) ping(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	select {
+	select { // but for ctx nothing fails on a connection that has not ended
 	case <-s.done:
 		return s.err
-	default:
+	case <-ctx.Done():
+		return err
 	}
-	return err
 }
 
-// close closes the connection without a closing handshake, for which a dead
+// Close closes the connection without a closing handshake, for which a dead
 // peer would have to be waited.
-func (s *session) close() {
+func (s *session) Close() error {
 	s.cancel()
 	_ = s.conn.CloseNow() // it may be closed
 	<-s.done
+	return nil
 }

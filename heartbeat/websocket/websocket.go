@@ -24,10 +24,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"deadpeer/heartbeat"
+	"deadpeer/internal/holder"
 )
 
 // Options are how a [Target] connects. The zero value is good.
@@ -48,10 +48,7 @@ type Options struct {
 type Target struct {
 	url  *url.URL
 	opts Options
-
-	mu      sync.Mutex
-	session *session
-	closed  bool
+	held holder.Of[*session]
 }
 
 var (
@@ -76,8 +73,8 @@ func New(rawURL string, opts Options) (*Target, error) {
 
 // Ping sends a ping frame and waits for its pong.
 func (t *Target) Ping(ctx context.Context) error {
-	s := t.current()
-	if s == nil {
+	s, ok := t.held.Get()
+	if !ok {
 		return ErrNotConnected
 	}
 	if err := s.ping(ctx); err != nil {
@@ -89,8 +86,8 @@ func (t *Target) Ping(ctx context.Context) error {
 // Heard is how long ago anything but the answer to a ping came from the server,
 // and negative when nothing has, or there is no connection.
 func (t *Target) Heard() time.Duration {
-	s := t.current()
-	if s == nil {
+	s, ok := t.held.Get()
+	if !ok {
 		return -1
 	}
 	return s.ago()
@@ -99,51 +96,11 @@ func (t *Target) Heard() time.Duration {
 // Reconnect closes the connection, if any, and makes another. A ping under way
 // on the old one fails.
 func (t *Target) Reconnect(ctx context.Context) error {
-	if !t.hold(nil) {
-		return net.ErrClosed
-	}
-	s, err := t.connect(ctx)
-	if err != nil {
+	if err := t.held.Replace(ctx, t.connect); err != nil {
 		return fmt.Errorf("connect to WebSocket server %s: %w", t.url.Host, err)
 	}
-	if !t.hold(s) {
-		s.close()
-		return net.ErrClosed
-	}
 	return nil
-}
-
-// hold closes what was held and holds s. It is false, and does nothing, after
-// Close.
-func (t *Target) hold(s *session) bool {
-	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		return false
-	}
-	old := t.session
-	t.session = s
-	t.mu.Unlock()
-	if old != nil {
-		old.close()
-	}
-	return true
 }
 
 // Close closes the connection. It may be called again.
-func (t *Target) Close() error {
-	t.mu.Lock()
-	s := t.session
-	t.session, t.closed = nil, true
-	t.mu.Unlock()
-	if s != nil {
-		s.close()
-	}
-	return nil
-}
-
-func (t *Target) current() *session {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.session
-}
+func (t *Target) Close() error { return t.held.Close() }

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"deadpeer/heartbeat"
+	"deadpeer/internal/holder"
 )
 
 // Options are how a [Client] connects. The zero value is good.
@@ -28,10 +28,7 @@ type Options struct {
 type Client struct {
 	address string
 	opts    Options
-
-	mu      sync.Mutex
-	session *session
-	closed  bool
+	held    holder.Of[*session]
 }
 
 var (
@@ -113,68 +110,34 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 }
 
 func (c *Client) call(ctx context.Context) (reply, error) {
-	s := c.current()
-	if s == nil {
+	s, ok := c.held.Get()
+	if !ok {
 		return reply{}, ErrNotConnected
 	}
 	return s.call(ctx, "get_info")
 }
 
-// Heard is how long ago anything came from the server, negative when there is
-// no connection.
+// Heard is how long ago anything but the answer to a call came from the server,
+// and negative when nothing has, or there is no connection.
 func (c *Client) Heard() time.Duration {
-	s := c.current()
-	if s == nil {
+	s, ok := c.held.Get()
+	if !ok {
 		return -1
 	}
-	return time.Since(s.base) - time.Duration(s.heard.Load())
+	return s.ago()
 }
 
 // Reconnect closes the connection, if any, and makes and registers another.
 // Calls under way on the old one fail.
 func (c *Client) Reconnect(ctx context.Context) error {
-	c.mu.Lock()
-	old := c.session
-	c.session = nil
-	closed := c.closed
-	c.mu.Unlock()
-	if old != nil {
-		old.close()
-	}
-	if closed {
-		return net.ErrClosed
-	}
-	s, err := c.connect(ctx)
-	if err != nil {
+	if err := c.held.Replace(ctx, c.connect); err != nil {
 		return fmt.Errorf("connect to ZEO server %s: %w", c.address, err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		s.close()
-		return net.ErrClosed
-	}
-	c.session = s
 	return nil
 }
 
 // Close closes the connection. It may be called again.
-func (c *Client) Close() error {
-	c.mu.Lock()
-	s := c.session
-	c.session, c.closed = nil, true
-	c.mu.Unlock()
-	if s != nil {
-		s.close()
-	}
-	return nil
-}
-
-func (c *Client) current() *session {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.session
-}
+func (c *Client) Close() error { return c.held.Close() }
 
 func (c *Client) connect(ctx context.Context) (*session, error) {
 	conn, err := c.opts.Dial(ctx, "tcp", c.address)
@@ -195,7 +158,7 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 		return nil, errors.Join(err, conn.Close())
 	}
 	if _, err := s.call(ctx, "register", c.opts.Storage, true); err != nil {
-		s.close()
+		_ = s.Close()
 		return nil, fmt.Errorf("register storage %q: %w", c.opts.Storage, err)
 	}
 	return s, nil

@@ -17,12 +17,15 @@ import (
 // dropped: what matters stands at the front.
 const keep = 64 << 10
 
+// mostName is more than the name of a protocol takes.
+const mostName = 16
+
 // session is one connection, with the goroutine that reads it.
 type session struct {
 	conn  net.Conn
 	codec codec
 	base  time.Time
-	heard atomic.Int64 // since base, nanoseconds
+	heard atomic.Int64 // since base, nanoseconds; 0 for never
 	done  chan struct{}
 
 	mu      sync.Mutex // guards what follows
@@ -101,7 +104,11 @@ func handshake(ctx context.Context, conn net.Conn) (*session, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	r := bufio.NewReader(conn)
-	name, _, err := readFrame(r, 16)
+	// Of a server that speaks something else the "length" may be gigabytes.
+	if size, err := r.Peek(4); err == nil && binary.BigEndian.Uint32(size) > mostName {
+		return nil, fmt.Errorf("server is none of ZEO: it begins with %q", size)
+	}
+	name, _, err := readFrame(r, mostName)
 	if err != nil {
 		return nil, fmt.Errorf("read the server's protocol: %w", cause(ctx, err))
 	}
@@ -155,9 +162,12 @@ func (s *session) call(ctx context.Context, method string, args ...any) (reply, 
 	case r := <-answer:
 		return r, r.err()
 	case <-s.done:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return reply{}, fmt.Errorf("wait for answer to %s: %w", method, s.err)
+		select {
+		case r := <-answer: // the last thing that was said
+			return r, r.err()
+		default:
+		}
+		return reply{}, fmt.Errorf("wait for answer to %s: %w", method, s.why(net.ErrClosed))
 	case <-ctx.Done():
 		return reply{}, fmt.Errorf("wait for answer to %s: %w", method, ctx.Err())
 	}
@@ -191,23 +201,39 @@ func (s *session) read(r *bufio.Reader) {
 			s.end(err)
 			return
 		}
-		s.heard.Store(int64(time.Since(s.base)))
 		h, err := s.codec.head(message)
 		if err != nil {
 			s.end(fmt.Errorf("read message: %w", err))
 			return
 		}
-		if h.method != ".reply" || !h.hasID {
-			continue // the server's own news
-		}
-		s.mu.Lock()
-		waiting := s.waiting[h.id]
-		delete(s.waiting, h.id)
-		s.mu.Unlock()
-		if waiting != nil {
+		if waiting := s.waitingFor(h); waiting != nil {
 			waiting <- reply{h.flag, message, cut, s.codec}
+		} else { // the server's own news, or an answer that came too late
+			s.heard.Store(int64(time.Since(s.base)))
 		}
 	}
+}
+
+// waitingFor is the call that a message answers, nil for none.
+func (s *session) waitingFor(h head) chan reply {
+	if h.method != ".reply" || !h.hasID {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting := s.waiting[h.id]
+	delete(s.waiting, h.id)
+	return waiting
+}
+
+// ago is how long ago anything came but the answer to a call, negative for
+// never.
+func (s *session) ago() time.Duration {
+	at := s.heard.Load()
+	if at == 0 {
+		return -1
+	}
+	return time.Since(s.base) - time.Duration(at)
 }
 
 // end notes why the session ends, and ends it.
@@ -233,9 +259,11 @@ func (s *session) why(err error) error {
 	return err
 }
 
-func (s *session) close() {
+// Close ends the session, and waits for its reader.
+func (s *session) Close() error {
 	s.end(net.ErrClosed)
 	<-s.done
+	return nil
 }
 
 // frame puts the length in front.

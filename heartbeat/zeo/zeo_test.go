@@ -56,6 +56,9 @@ func TestClient(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			if err := c.Ping(t.Context()); err != nil || c.Heard() >= 0 {
+				t.Errorf("%v; the answer to a ping counts as heard, %v ago", err, c.Heard())
+			}
 			for range 300 { // numbers of one and of two bytes
 				s.Tell()
 				if err := c.Ping(t.Context()); err != nil {
@@ -171,7 +174,7 @@ func TestStrangers(t *testing.T) {
 		want string
 	}{
 		"ZEO 4":      {mustHex("00000002" + "5a34"), `server speaks the protocol "Z4"`},
-		"HTTP":       {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "read the server's protocol"},
+		"HTTP":       {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), `server is none of ZEO: it begins with "HTTP"`},
 		"closes":     {nil, "read the server's protocol: EOF"},
 		"no tuple":   {mustHex("000000025a35" + "00000004" + "80034e2e"), "message is no tuple of four"},
 		"bad opcode": {mustHex("000000025a35" + "00000006" + "800328630a2e"), "0x63, which makes no plain value"},

@@ -65,13 +65,20 @@ func Open(raw string) (*Endpoint, error) {
 // Close closes the connection.
 func (e *Endpoint) Close() error { return e.close() }
 
+// mostText bounds an error's text: a server may answer with any.
+const mostText = 500
+
 // Text is an error as it may be shown.
 func (e *Endpoint) Text(err error) string {
 	text := err.Error()
 	for _, secret := range e.secrets {
 		text = strings.ReplaceAll(text, secret, "xxxxx")
 	}
-	return conn.Printable(text)
+	text = conn.Printable(text)
+	if len(text) > mostText {
+		text = strings.ToValidUTF8(text[:mostText], "") + "…"
+	}
+	return text
 }
 
 func show(u *url.URL) string {

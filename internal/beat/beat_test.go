@@ -49,6 +49,17 @@ func TestTextHidesPasswords(t *testing.T) {
 	}
 }
 
+func TestLongTextIsCut(t *testing.T) {
+	t.Parallel()
+	e, err := beat.Open("tcp://h:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := e.Text(errors.New("x" + strings.Repeat("ä", 5000))); len(got) > 510 || !strings.HasSuffix(got, "ä…") {
+		t.Errorf("%d bytes: %q", len(got), got)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]string{

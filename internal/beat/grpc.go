@@ -37,7 +37,7 @@ func openGRPC(u *url.URL) (Target, func() error, error) {
 	t := &grpcTarget{
 		url:       url.URL{Scheme: "http", Host: u.Host, Path: "/grpc.health.v1.Health/Check"},
 		request:   healthRequest(service),
-		transport: &http.Transport{Protocols: new(http.Protocols)},
+		transport: &http.Transport{Protocols: new(http.Protocols), MaxResponseHeaderBytes: 64 << 10},
 	}
 	if u.Scheme == "grpcs" {
 		t.url.Scheme, t.transport.TLSClientConfig = "https", &tls.Config{}

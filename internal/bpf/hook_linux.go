@@ -344,15 +344,21 @@ func (h *Hook) Stop() error {
 }
 
 // Remove stops the hook and removes all of it, whole or damaged, and closes
-// it. It restores no connection.
+// it. Another process may do the same meanwhile. It restores no connection.
 func (h *Hook) Remove() error {
 	errs := []error{h.Stop()}
-	entries, err := os.ReadDir(h.dir)
-	errs = append(errs, err)
-	for _, e := range entries {
-		errs = append(errs, os.Remove(filepath.Join(h.dir, e.Name())))
+	there := func(err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
 	}
-	errs = append(errs, os.Remove(h.dir), h.Close())
+	entries, err := os.ReadDir(h.dir)
+	errs = append(errs, there(err))
+	for _, e := range entries {
+		errs = append(errs, there(os.Remove(filepath.Join(h.dir, e.Name()))))
+	}
+	errs = append(errs, there(os.Remove(h.dir)), h.Close())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove hook %s: %w", h.Label.ID, err)
 	}

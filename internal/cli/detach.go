@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,12 +22,19 @@ func (a *app) attachList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the policies that are on connections of running programs",
-		Args:  cobra.NoArgs,
+		Long: `list shows the attachments, and the programs that were started by deadpeer run.
+
+OPEN counts their connections there are, ENDED those that have ended since the
+last look, NEW those that got the policy when they were made.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return usage(fmt.Errorf("--output: %q is not one of table, json", output))
 			}
-			list, err := a.engine().Attachments(cmd.Context())
+			e := a.engine()
+			list, err := e.Attachments(cmd.Context())
+			programs, programsErr := e.Programs(cmd.Context())
+			list, err = append(list, programs...), errors.Join(err, programsErr)
 			if err != nil && list == nil {
 				return err
 			}
@@ -53,7 +61,10 @@ func (a *app) attachmentsTable(list []engine.Attachment) error {
 	for _, l := range list {
 		for n, r := range l.Rules {
 			match := conn.Printable(r.Match)
-			if match == "" {
+			switch {
+			case l.Program != "":
+				match = conn.Printable(l.Program)
+			case match == "":
 				match = "every connection"
 			}
 			if n > 0 {
@@ -67,14 +78,18 @@ func (a *app) attachmentsTable(list []engine.Attachment) error {
 		return err
 	}
 	for _, l := range list {
+		name := "attachment " + l.ID
+		if l.Program != "" {
+			name = l.ID
+		}
 		if l.NotGiven > 0 {
-			a.say("attachment %s: %s went without it: the kernel refused, or their own user timeout would have made it fatal", l.ID, count(int(l.NotGiven), "new connection"))
+			a.say("%s: %s went without it: the kernel refused, or their own user timeout would have made it fatal", name, count(int(l.NotGiven), "new connection"))
 		}
 		if l.Limited > 0 {
-			a.say("attachment %s: %s of programs would have weakened it and did not", l.ID, count(int(l.Limited), "call"))
+			a.say("%s: %s of programs would have weakened it and did not", name, count(int(l.Limited), "call"))
 		}
-		if l.Incomplete > 0 {
-			a.say("attachment %s: a deadpeer was killed while it changed %s; deadpeer detach %s mends that", l.ID, count(l.Incomplete, "connection"), l.ID)
+		if l.Half {
+			a.say("attachment %s: a deadpeer was interrupted while it attached or detached; deadpeer detach %s gives back what was there", l.ID, l.ID)
 		}
 	}
 	return nil
@@ -125,17 +140,19 @@ func (a *app) attachmentsJSON(list []engine.Attachment) error {
 		Force  bool   `json:"enforce"`
 	}
 	type attachment struct {
-		ID         string `json:"attachment"`
-		At         string `json:"at"`
-		Rules      []rule `json:"rules"`
-		Open       int    `json:"open"`
-		Ended      int    `json:"ended"`
-		Incomplete int    `json:"incomplete"`
-		New        bool   `json:"new_connections"`
-		Active     bool   `json:"active"`
-		Given      uint64 `json:"given"`
-		NotGiven   uint64 `json:"not_given"`
-		Limited    uint64 `json:"limited_calls"`
+		ID         string  `json:"attachment"`
+		Program    *string `json:"program"` // of deadpeer run
+		At         string  `json:"at"`
+		Rules      []rule  `json:"rules"`
+		Open       int     `json:"open"`
+		Ended      int     `json:"ended"`
+		Incomplete int     `json:"incomplete"`
+		Half       bool    `json:"interrupted"`
+		New        bool    `json:"new_connections"`
+		Active     bool    `json:"active"`
+		Given      uint64  `json:"given"`
+		NotGiven   uint64  `json:"not_given"`
+		Limited    uint64  `json:"limited_calls"`
 	}
 	out := struct {
 		Schema      int          `json:"schema"`
@@ -148,8 +165,11 @@ func (a *app) attachmentsJSON(list []engine.Attachment) error {
 		return new(int64(d / unit))
 	}
 	for _, l := range list {
-		j := attachment{ID: l.ID, At: l.At.Format(time.RFC3339Nano), Open: l.Sockets, Ended: l.Ended, Incomplete: l.Incomplete, New: l.New,
+		j := attachment{ID: l.ID, At: l.At.Format(time.RFC3339Nano), Open: l.Sockets, Ended: l.Ended, Incomplete: l.Incomplete, Half: l.Half, New: l.New,
 			Active: l.Active, Given: l.Given, NotGiven: l.NotGiven, Limited: l.Limited}
+		if l.Program != "" {
+			j.Program = new(conn.Printable(l.Program))
+		}
 		for _, r := range l.Rules {
 			p := policy{IdleS: positive(r.Policy.Idle, time.Second), IntervalS: positive(r.Policy.Interval, time.Second), UserTimeoutMS: positive(r.Policy.UserTimeout, time.Millisecond)}
 			if r.Policy.Probes > 0 {
@@ -183,6 +203,9 @@ own: a later change of the host's default will not reach it.`,
 			}
 			if all && len(ids) > 0 {
 				return usage(errors.New("give IDs or --all"))
+			}
+			if at := slices.IndexFunc(ids, func(id string) bool { return strings.HasPrefix(id, "run-") }); at >= 0 {
+				return usage(fmt.Errorf("%s: a program that deadpeer run started has its policy until it ends", conn.Printable(ids[at])))
 			}
 			e := a.engine()
 			if len(ids) == 0 && !all {

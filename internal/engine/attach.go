@@ -67,12 +67,14 @@ type Attached struct {
 // Attachment is a policy that is on sockets of running programs.
 type Attachment struct {
 	ID         string
+	Program    string // the name of the program that RunProgram became: it has the policy until it ends; "" for an attachment
 	At         time.Time
 	Netns      string
 	Rules      []AttachedRule
 	Sockets    int    // open now
 	Ended      int    // since it was looked last
 	Incomplete int    // sockets that a killed deadpeer was just changing
+	Half       bool   // attaching or detaching did not come to its end
 	New        bool   // future connections get it, too
 	Active     bool   // they do: their cgroup is still there
 	Given      uint64 // connections that got it when they were made

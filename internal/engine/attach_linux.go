@@ -159,6 +159,9 @@ func (e *Engine) settle(file *journal.Attachment, hooked bool, err error) error 
 	if file.Len() == 0 && (err != nil || !hooked) {
 		return errors.Join(err, file.Remove())
 	}
+	if err == nil {
+		err = file.SetWhole(true)
+	}
 	return errors.Join(err, file.Close())
 }
 

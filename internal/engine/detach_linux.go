@@ -177,7 +177,8 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 	}
 	defer l.close()
 	for _, f := range found {
-		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns}
+		// While another deadpeer is at work this one may be its.
+		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns, Half: lockErr == nil && !f.Whole()}
 		for _, s := range f.Sockets() {
 			if l.open[s.ID] {
 				a.Sockets++
@@ -253,6 +254,9 @@ func chosen(all []attachment, ids []string) ([]string, error) {
 }
 
 func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*Attached, error) {
+	if err := a.SetWhole(false); err != nil {
+		return nil, err
+	}
 	if a.hooked() {
 		// The hooks end first: with --enforce they would hold us to the policy, too.
 		if err := e.adopt(ctx, a.Attachment); err != nil {
@@ -297,10 +301,12 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	if err != nil {
 		return nil, err
 	}
-	if a.Len() == 0 {
-		if err := a.Remove(); err != nil {
-			return nil, err
-		}
+	end := a.Remove
+	if a.Len() > 0 {
+		end = func() error { return a.SetWhole(true) }
+	}
+	if err := end(); err != nil {
+		return nil, err
 	}
 	l.keepOnly()
 	l.finish()

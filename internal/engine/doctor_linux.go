@@ -34,34 +34,11 @@ func (e *Engine) Diagnose() []Finding {
 		has(unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "see and ask connections of other users' programs", "only the caller's own programs are seen into"),
 		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
-		diagnoseDestroy(), e.diagnoseRuntime(), e.diagnoseTuning(), diagnoseUserNamespaces())
+		diagnoseDestroy(), e.diagnoseTuning(), diagnoseUserNamespaces())
 	for _, f := range bpf.Features() {
 		list = append(list, Finding{What: f.Name, OK: f.OK, Detail: f.Detail, Mend: f.Mend, Optional: true})
 	}
-	return list
-}
-
-// Clean puts back what deadpeer processes that were killed have left changed,
-// removes policies for connections of programs that have ended meanwhile, and
-// says how many of both that were. Settings whose socket is gone need
-// nothing. Needs what asking needs.
-func (e *Engine) Clean(ctx context.Context) (restored int, err error) {
-	restored, err = e.recover(ctx)
-	if err != nil {
-		return restored, err
-	}
-	hooks, err := bpf.Hooks(e.options.HookDir)
-	closeHooks(hooks)
-	if len(hooks) == 0 || err != nil {
-		return restored, err
-	}
-	unlock, err := e.lockSettings(ctx)
-	if err != nil {
-		return restored, err
-	}
-	defer unlock()
-	removed, err := e.cleanHooks()
-	return restored + removed, err
+	return append(list, e.diagnoseLeftovers()...)
 }
 
 func effective() uint64 {
@@ -150,29 +127,27 @@ func diagnoseDestroy() Finding {
 	return f
 }
 
-// diagnoseRuntime looks for what killed processes left.
-func (e *Engine) diagnoseRuntime() Finding {
-	f := Finding{What: "journal in " + e.options.RuntimeDir}
-	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
-		f.OK, f.Detail = true, "nothing was ever asked here"
-		return f
+// diagnoseLeftovers tells what killed processes left, one finding for each.
+func (e *Engine) diagnoseLeftovers() (list []Finding) {
+	const what = "left behind by a killed deadpeer"
+	left, err := e.Leftovers()
+	for _, l := range left {
+		list = append(list, Finding{What: what, Left: true, Detail: l.What + ": " + l.Why, Mend: "deadpeer doctor --clean"})
 	}
-	orphans, err := journal.Orphans(e.options.RuntimeDir)
-	n := 0
-	for _, o := range orphans {
-		n += len(o.Records)
-		_ = o.Close() // nothing was written to it
+	if held, busy := errors.AsType[*journal.HeldError](err); busy {
+		return append(list, Finding{
+			What: what, OK: len(left) == 0, Left: true, Detail: fmt.Sprintf("another deadpeer is at work (process %d): what it does is not looked at", held.PID),
+		})
 	}
-	if err != nil {
-		f.Detail, f.Mend = err.Error(), "make it a folder of your own with mode 0700, or remove what is damaged"
-		return f
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		list = append(list, Finding{What: what, Optional: true, Detail: "not all could be looked at: " + err.Error(), Mend: "run as root"})
+	case err != nil:
+		list = append(list, Finding{What: what, Detail: err.Error(), Mend: "remove what is damaged; a folder must be your own, with mode 0700"})
+	case len(list) == 0:
+		list = append(list, Finding{What: what, OK: true, Detail: "nothing"})
 	}
-	if f.OK = n == 0; f.OK {
-		f.Detail = "nothing left behind"
-	} else {
-		f.Detail, f.Mend = count(n, "setting")+" left changed by a killed deadpeer", "deadpeer doctor --clean, or the next check"
-	}
-	return f
+	return list
 }
 
 // diagnoseTuning looks for a tune that was killed.

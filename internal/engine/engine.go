@@ -95,7 +95,9 @@ type Progress struct {
 type Engine struct {
 	options Options
 	asking  sync.Mutex
-	bpfFrom int // for tests: instead of the constant
+	// For tests:
+	bpfFrom int    // instead of the constant
+	cgroups string // where cgroups of programs are, instead of anywhere
 }
 
 // New gives an engine.
@@ -120,4 +122,5 @@ type Finding struct {
 	Mend   string // how to get it, when it is missing
 
 	Optional bool // deadpeer does the same, or nearly, without
+	Left     bool // nothing is missing: a deadpeer that was killed has left it
 }

@@ -49,6 +49,7 @@ type role struct {
 	Rules   verdict.Rules
 	Policy  keepalive.Policy
 	Hooks   string
+	Cgroup  string     // for hooks; to be entered first by a program to run
 	KillAt  probe.Step // kill -9 of itself when this step
 	KillNth int        // comes for the nth time, from 0
 	Kin     bool       // stays a child of the test, whose sockets it then protects
@@ -120,6 +121,10 @@ func runRole() int {
 			return 1
 		}
 		return 0
+	}
+	if r.Do == "hooks" {
+		fmt.Fprintln(os.Stderr, r.hookLoop(context.Background()))
+		return 1
 	}
 	if r.Do == "run" { // becomes the shell that runs Filter
 		fmt.Fprintln(os.Stderr, r.runProgram(context.Background()))

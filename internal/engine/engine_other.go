@@ -56,7 +56,7 @@ func (e *Engine) Diagnose() []Finding {
 }
 
 // Clean is for Linux only.
-func (e *Engine) Clean(context.Context) (int, error) { return 0, unsupported("clean up") }
+func (e *Engine) Clean(context.Context) ([]Leftover, error) { return nil, unsupported("clean up") }
 
 // Trace is for Linux only.
 func (e *Engine) Trace(context.Context, TraceRequest, func(*Traced) error) (*TraceStats, error) {
@@ -71,6 +71,11 @@ func (e *Engine) Attach(context.Context, AttachRequest) (*Attached, error) {
 // Attachments is for Linux only.
 func (e *Engine) Attachments(context.Context) ([]Attachment, error) {
 	return nil, unsupported("list attachments")
+}
+
+// Programs is for Linux only.
+func (e *Engine) Programs(context.Context) ([]Attachment, error) {
+	return nil, unsupported("list programs with a policy")
 }
 
 // Detach is for Linux only.

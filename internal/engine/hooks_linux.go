@@ -178,13 +178,18 @@ func (e *Engine) countHooks(a *Attachment) error {
 	hooks, err := e.hooksOf(a.ID)
 	defer closeHooks(hooks)
 	for _, h := range hooks {
-		c, countErr := h.Counters()
-		err = errors.Join(err, countErr)
-		a.Given += c.Applied
-		a.NotGiven += c.Failed + c.Refused
-		a.Limited += c.Limited.Sum()
+		err = errors.Join(err, a.count(h))
 		a.Active = a.Active || h.Active()
 	}
+	return err
+}
+
+// count adds what a hook has done.
+func (a *Attachment) count(h *bpf.Hook) error {
+	c, err := h.Counters()
+	a.Given += c.Applied
+	a.NotGiven += c.Failed + c.Refused
+	a.Limited += c.Limited.Sum()
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -182,10 +183,10 @@ func TestAttachNewWithoutBPF(t *testing.T) {
 func TestRunCleaned(t *testing.T) {
 	t.Parallel()
 	dir := runtimeDir(t)
-	hooks := hookDir(t)
+	hooks, below := hookDir(t), testCgroup(t)
 	start := func(script string) *exec.Cmd {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Filter: script}.String())
+		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Cgroup: below, Filter: script}.String())
 		cmd.Stderr = os.Stderr
 		return cmd
 	}
@@ -211,9 +212,10 @@ func TestRunCleaned(t *testing.T) {
 		t.Errorf("before cleaning: %v, %d hooks", err, count())
 	}
 	e := New(Options{RuntimeDir: dir, HookDir: hooks})
+	e.cgroups = filepath.Dir(cgroup)
 	wait(t, "the kernel counts it no more", func() bool { return !populated(cgroup) })
-	if n := must(e.Clean(t.Context()))(t); n != 1 || count() != 1 {
-		t.Errorf("cleaned %d, %d hooks", n, count())
+	if list := must(e.Clean(t.Context()))(t); len(list) != 1 || count() != 1 {
+		t.Errorf("cleaned %v, %d hooks", list, count())
 	}
 	if _, err := os.Stat(cgroup); err == nil {
 		t.Errorf("%s is left", cgroup)
@@ -236,7 +238,17 @@ func populatedHook(dir string) bool {
 
 // runProgram is what a child of role run does.
 func (r role) runProgram(ctx context.Context) error {
-	return New(Options{RuntimeDir: r.Dir, HookDir: r.Hooks}).RunProgram(ctx, ProgramRequest{
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return err
+	}
+	e := New(Options{RuntimeDir: r.Dir, HookDir: r.Hooks})
+	e.cgroups = filepath.Join(root, r.Cgroup)
+	if err := os.WriteFile(filepath.Join(e.cgroups, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return e.RunProgram(ctx, ProgramRequest{
 		Args: []string{"/bin/sh", "-c", r.Filter}, Env: os.Environ(),
 		Policy: keepalive.Policy{Idle: 30 * time.Second, Interval: 5 * time.Second, Probes: 4, UserTimeout: -1},
 		Watch:  func(string, *os.File) error { return nil },

@@ -44,8 +44,8 @@ func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 		return err
 	}
 	defer unlock()
-	if _, err := e.cleanHooks(); err != nil {
-		return err
+	if _, err := e.removeStrays(); err != nil {
+		return fmt.Errorf("remove what a killed deadpeer left: %w", err)
 	}
 	var random [4]byte
 	_, _ = rand.Read(random[:]) // never fails
@@ -55,9 +55,11 @@ func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 		return err
 	}
 	cgroup := filepath.Join(own, runCgroup+id)
-	if err := os.Mkdir(cgroup, 0o755); err != nil {
+	held, err := newCgroup(cgroup)
+	if err != nil {
 		return fmt.Errorf("make a cgroup for the program: %w", err)
 	}
+	defer func() { _ = held.Close() }() // execve(2) does it otherwise
 	err = e.runIn(cgroup, id, path, req)
 	back := os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte("0"), 0)
 	return errors.Join(err, back, e.endProgram(id, cgroup))
@@ -172,6 +174,46 @@ func populated(cgroup string) bool {
 	return err == nil && bytes.Contains(b, []byte("populated 1"))
 }
 
+// Programs lists the programs that RunProgram became and that still run, the
+// oldest first, with what their policies have done. Needs what RunProgram
+// needs; without, there are none.
+func (e *Engine) Programs(ctx context.Context) (list []Attachment, err error) {
+	hooks, err := e.runHooks()
+	defer closeHooks(hooks)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, nil
+	}
+	for _, h := range hooks {
+		if h.Damaged != nil || !populated(h.Label.Cgroup) {
+			continue // doctor tells of it
+		}
+		a := Attachment{ID: h.Label.ID, At: h.Label.Made, Program: programIn(h.Label.Cgroup), New: true, Active: h.Active()}
+		for _, r := range h.Label.Rules {
+			a.Rules = append(a.Rules, AttachedRule{Policy: r.Policy, New: true, Enforce: h.Label.Enforce, Cgroup: h.Label.Cgroup})
+		}
+		countErr := h.Changed(ctx, func(bpf.Changed) error { a.Sockets++; return nil })
+		err = errors.Join(err, countErr, a.count(h))
+		list = append(list, a)
+	}
+	slices.SortFunc(list, func(a, b Attachment) int { return a.At.Compare(b.At) })
+	return list, err
+}
+
+// programIn names the first process in a cgroup.
+func programIn(cgroup string) string {
+	const unnamed = "?"
+	pids, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	pid, _, found := strings.Cut(string(pids), "\n")
+	if err != nil || !found {
+		return unnamed // it is in a cgroup below, or has ended
+	}
+	comm, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
+	if err != nil {
+		return unnamed
+	}
+	return fmt.Sprintf("%s[%s]", strings.TrimSuffix(string(comm), "\n"), pid)
+}
+
 // endProgram removes the hook and the cgroup of a program that has ended.
 func (e *Engine) endProgram(id, cgroup string) error {
 	hooks, err := e.runHooks()
@@ -185,33 +227,6 @@ func (e *Engine) endProgram(id, cgroup string) error {
 	return errors.Join(err, removeCgroup(cgroup))
 }
 
-// removeCgroup removes a cgroup and those that the program has made below it.
-func removeCgroup(cgroup string) error {
-	if !strings.HasPrefix(filepath.Base(cgroup), runCgroup) {
-		return nil // not one of ours
-	}
-	var dirs []string
-	_ = filepath.WalkDir(cgroup, func(dir string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, dir)
-		}
-		return nil // what cannot be read cannot be removed either
-	})
-	var errs []error
-	for _, dir := range slices.Backward(dirs) {
-		// A process that has ended may still be counted for a moment.
-		err := unix.Rmdir(dir)
-		for try := 0; errors.Is(err, unix.EBUSY) && try < 50; try++ {
-			time.Sleep(20 * time.Millisecond)
-			err = unix.Rmdir(dir)
-		}
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // runHooks are the hooks of started programs. Close them.
 func (e *Engine) runHooks() (mine []*bpf.Hook, err error) {
 	all, err := bpf.Hooks(e.options.HookDir)
@@ -223,37 +238,4 @@ func (e *Engine) runHooks() (mine []*bpf.Hook, err error) {
 		}
 	}
 	return mine, err
-}
-
-// cleanHooks removes hooks whose attachment is gone, and those of programs
-// that have ended while nobody watched. The caller has the lock.
-func (e *Engine) cleanHooks() (removed int, err error) {
-	all, err := bpf.Hooks(e.options.HookDir)
-	if len(all) == 0 || err != nil {
-		return 0, err
-	}
-	known, err := e.attachments()
-	closeAttachments(known)
-	for _, h := range all {
-		id, _, _ := strings.Cut(h.Label.ID, "-")
-		program, started := strings.CutPrefix(h.Label.ID, runHook)
-		var stray bool
-		switch {
-		case started:
-			stray = !populated(h.Label.Cgroup)
-		default:
-			stray = err == nil && !slices.ContainsFunc(known, func(a attachment) bool { return a.ID == id })
-		}
-		switch {
-		case !stray:
-			err = errors.Join(err, h.Close())
-		case started:
-			removed++
-			err = errors.Join(err, h.Close(), e.endProgram(program, h.Label.Cgroup))
-		default:
-			removed++
-			err = errors.Join(err, h.Remove())
-		}
-	}
-	return removed, err
 }

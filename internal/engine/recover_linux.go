@@ -14,15 +14,22 @@ import (
 	"deadpeer/internal/procfd"
 )
 
-// recover undoes what is in the journals of processes that are gone. A
-// journal of which something could not be put back stays for another try.
+// recover undoes what is in the journals of processes that are gone.
 func (e *Engine) recover(ctx context.Context) (restored int, err error) {
+	err = e.replay(ctx, func(_ journal.Orphan, n int, _ error) { restored += n })
+	return restored, err
+}
+
+// replay undoes what is in the journals of processes that are gone, and
+// reports each of them. A journal of which something could not be put back
+// stays for another try.
+func (e *Engine) replay(ctx context.Context, report func(o journal.Orphan, restored int, err error)) (err error) {
 	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+		return nil
 	}
 	orphans, err := journal.Orphans(e.options.RuntimeDir)
 	if len(orphans) == 0 {
-		return 0, err
+		return err
 	}
 	lock, lockErr := journal.Lock(ctx, e.options.RuntimeDir)
 	if lockErr == nil {
@@ -31,7 +38,7 @@ func (e *Engine) recover(ctx context.Context) (restored int, err error) {
 	undo := undoer{e: e, asker: probe.New(probe.Options{})}
 	defer func() { _ = undo.asker.Close() }()
 	for _, o := range orphans {
-		failed := lockErr
+		failed, before := lockErr, undo.restored
 		for _, r := range o.Records {
 			if lockErr != nil || ctx.Err() != nil {
 				failed = errors.Join(lockErr, ctx.Err())
@@ -44,9 +51,10 @@ func (e *Engine) recover(ctx context.Context) (restored int, err error) {
 		} else {
 			_ = o.Close() // nothing was written to it
 		}
+		report(o, undo.restored-before, failed)
 		err = errors.Join(err, failed)
 	}
-	return undo.restored, err
+	return err
 }
 
 type undoer struct {

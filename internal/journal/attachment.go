@@ -34,7 +34,7 @@ const (
 // CreateAttachment makes an empty attachment in the folder of Attachments,
 // which it creates and checks as Open does, durable when it returns. about, at
 // most MaxAbout bytes, is for the caller. An ID that is taken matches
-// fs.ErrExist.
+// fs.ErrExist. It is not Whole yet.
 func CreateAttachment(dir, id string, about []byte) (*Attachment, error) {
 	a, err := createAttachment(dir, id, about)
 	if err != nil {
@@ -57,7 +57,7 @@ func createAttachment(dir, id string, about []byte) (*Attachment, error) {
 	}
 	a := &Attachment{
 		ID: id, path: filepath.Join(folder, id+attachmentSuffix),
-		body: attachmentBody{boot: boot, about: about, sockets: sockets{}},
+		body: attachmentBody{boot: boot, about: about, sockets: sockets{}, partly: true},
 	}
 	if _, err := os.Lstat(a.path); err == nil {
 		return nil, fs.ErrExist
@@ -116,6 +116,31 @@ func attachments(dir string) (list []*Attachment, err error) {
 	return list, errors.Join(errs...)
 }
 
+// RemoveTorn deletes what a process left that died while it made an attachment
+// or made one smaller: the complete one stands beside it. The caller has the
+// right to ask.
+func RemoveTorn(dir string) (removed int, err error) {
+	folder := filepath.Join(dir, attachmentFolder)
+	if _, err := os.Lstat(folder); errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err := errors.Join(checkDir(dir), checkDir(folder)); err != nil {
+		return 0, fmt.Errorf("remove torn attachments: %w", err)
+	}
+	entries, err := os.ReadDir(folder)
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), attachmentSuffix+newSuffix) {
+			continue
+		}
+		if removeErr := os.Remove(filepath.Join(folder, e.Name())); removeErr != nil {
+			err = errors.Join(err, removeErr)
+		} else {
+			removed++
+		}
+	}
+	return removed, err
+}
+
 func validAttachment(id string) bool {
 	return len(id) >= 1 && len(id) <= 16 && strings.Trim(id, "0123456789abcdef") == ""
 }
@@ -140,6 +165,19 @@ func (a *Attachment) Len() int { return len(a.body.sockets) }
 
 // Sockets lists what it holds, by namespace and cookie.
 func (a *Attachment) Sockets() []Attached { return a.body.sockets.list() }
+
+// Whole reports whether attaching and detaching came to their end. An
+// attachment of which they did not, while nobody has the right to ask, is what
+// a killed process left.
+func (a *Attachment) Whole() bool { return !a.body.partly }
+
+// SetWhole notes that attaching or detaching has come to its end, or begins.
+func (a *Attachment) SetWhole(whole bool) error {
+	if whole == a.Whole() {
+		return nil
+	}
+	return a.change("note in", 1, func(b []byte) []byte { return appendWhole(b, whole) })
+}
 
 // Socket gives one of them.
 func (a *Attachment) Socket(id conn.ID) (Attached, bool) {
@@ -203,7 +241,7 @@ func (a *Attachment) change(verb string, n int, write func(b []byte) []byte) err
 	a.body.records += n
 	for b := a.buf; len(b) > 0; {
 		size := longFrameSize + int(uint32(b[0])|uint32(b[1])<<8|uint32(b[2])<<16|uint32(b[3])<<24)
-		a.body.sockets.apply(b[4 : size-4])
+		a.body.apply(b[4 : size-4])
 		b = b[size:]
 	}
 	return nil

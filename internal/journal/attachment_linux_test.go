@@ -154,6 +154,70 @@ func TestAttachmentCompaction(t *testing.T) {
 	}
 }
 
+// An attachment tells whether its making came to an end, also after a death in
+// mid-write and when its file was made smaller; what that left is removed.
+func TestAttachmentWhole(t *testing.T) {
+	dir := runtimeDir(t)
+	a, err := CreateAttachment(dir, "1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, whole := range []bool{false, true, false, true} {
+		if n > 0 {
+			err = a.SetWhole(whole)
+		}
+		if b := reopen(t, dir); err != nil || a.Whole() != whole || b.Whole() != whole {
+			t.Errorf("%d: %v, read again %v, want %v (%v)", n, a.Whole(), b.Whole(), whole, err)
+		}
+		if err := a.rewrite(); err != nil {
+			t.Fatal(err)
+		}
+		if b := reopen(t, dir); b.Whole() != whole {
+			t.Errorf("%d: rewritten: %v, want %v", n, b.Whole(), whole)
+		}
+	}
+	torn := a.path + newSuffix
+	if err := errors.Join(os.WriteFile(torn, []byte("x"), 0o600), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := RemoveTorn(dir); n != 1 || err != nil {
+		t.Errorf("removed %d, %v", n, err)
+	}
+	if _, err := os.Stat(torn); err == nil || !reopen(t, dir).Whole() {
+		t.Errorf("after removing: %v", err)
+	}
+}
+
+// A look at journals that are left changes nothing.
+func TestLeft(t *testing.T) {
+	dir := runtimeDir(t)
+	h := header{pid: 1 << 30, start: 1}
+	boot, err := bootID()
+	if h.boot = boot; errors.Join(err, prepareDir(dir)) != nil {
+		t.Fatal(err)
+	}
+	empty, record := h.append(nil), Record{Kind: ReuseAddr, ID: id(1), ReuseAddr: 1}
+	other := h
+	other.start++
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, h.fileName()), empty, 0o600),
+		os.WriteFile(filepath.Join(dir, other.fileName()), record.append(other.append(nil)), 0o600),
+		os.WriteFile(filepath.Join(dir, h.fileName()+newSuffix), nil, 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for n, list := range []func(string) ([]Orphan, error){Left, Orphans} {
+		found, err := list(dir)
+		if err != nil || len(found) != 1 || len(found[0].Records) != 1 {
+			t.Fatalf("%d: %v, %v", n, found, err)
+		}
+		_ = found[0].Close()
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3-2*n {
+			t.Errorf("%d: %d files are there, %v", n, len(entries), err)
+		}
+	}
+}
+
 func FuzzReadAttachment(f *testing.F) {
 	one, two := attached(1, 7200), attached(2, 60)
 	two.Applied = true
@@ -161,6 +225,7 @@ func FuzzReadAttachment(f *testing.F) {
 	whole := body.append(nil)
 	f.Add(whole)
 	f.Add(whole[:len(whole)-9])
+	f.Add(appendWhole(whole, false))
 	f.Add([]byte(attachmentMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := readAttachment(bytes.NewReader(b))
@@ -171,7 +236,7 @@ func FuzzReadAttachment(f *testing.F) {
 			t.Fatalf("ends at %d of %d", a.end, len(b))
 		}
 		again, err := readAttachment(bytes.NewReader(a.append(nil)))
-		if err != nil || !slices.Equal(again.sockets.list(), a.sockets.list()) || !bytes.Equal(again.about, a.about) {
+		if err != nil || !slices.Equal(again.sockets.list(), a.sockets.list()) || !bytes.Equal(again.about, a.about) || again.partly != a.partly {
 			t.Errorf("%v: not read back as it was", err)
 		}
 	})

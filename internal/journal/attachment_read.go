@@ -24,7 +24,8 @@ type attachmentBody struct {
 	boot    [16]byte
 	about   []byte
 	sockets sockets
-	records int   // of sockets, superseded ones too
+	partly  bool  // being attached or detached
+	records int   // superseded ones too
 	end     int64 // of the last good record
 }
 
@@ -37,7 +38,29 @@ func (a *attachmentBody) append(b []byte) []byte {
 	for _, s := range a.sockets.list() {
 		b = s.append(b)
 	}
+	if a.partly {
+		b = appendWhole(b, false)
+	}
 	return b
+}
+
+func appendWhole(b []byte, whole bool) []byte {
+	kind := kindPartly
+	if whole {
+		kind = kindWhole
+	}
+	return frame(b, func(b []byte) []byte { return append(b, byte(kind)) })
+}
+
+// apply takes over a body whose checksum was right; false if no attachment of
+// this version has such a one.
+func (a *attachmentBody) apply(body []byte) bool {
+	if len(body) == 1 {
+		kind := attachedKind(body[0])
+		a.partly = kind == kindPartly
+		return a.partly || kind == kindWhole
+	}
+	return a.sockets.apply(body)
 }
 
 // readAttachment reads an attachment: the header and what it says of itself
@@ -71,7 +94,7 @@ func readAttachment(r io.Reader) (a attachmentBody, err error) {
 		if body, err = nextFrame(br, body, attachedSize); err != nil {
 			return a, err
 		}
-		if len(body) == 0 || !a.sockets.apply(body) {
+		if len(body) == 0 || !a.apply(body) {
 			return a, nil
 		}
 		a.end += int64(longFrameSize + len(body))

@@ -36,12 +36,15 @@ const (
 	kindAttached
 	kindApplied
 	kindForgotten
+	kindWhole
+	kindPartly
 )
 
 // A record of an attachment on disk, little-endian:
 //
 //	4 length of the body
 //	  about: 1 kind, what the attachment says of itself
+//	  whole, partly: 1 kind
 //	  others: 1 kind, 4 netns, 8 cookie
 //	  attached: 4 pid, 4 fd, 2 rule, 3 × (1 on, 4 idle, 4 interval, 4 probes, 4 user timeout)
 //	4 CRC32C of length and body

@@ -101,6 +101,8 @@ func tryLock(f *os.File) (bool, error) {
 	}
 }
 
+func unlock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) }
+
 func dataSync(f *os.File) error {
 	for {
 		err := unix.Fdatasync(int(f.Fd()))

@@ -21,6 +21,8 @@ func openFile(string, int) (*os.File, error) { return nil, unsupported() }
 
 func tryLock(*os.File) (bool, error) { return false, unsupported() }
 
+func unlock(*os.File) error { return errors.ErrUnsupported }
+
 func dataSync(*os.File) error { return unsupported() }
 
 func unsupported() error {

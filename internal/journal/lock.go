@@ -82,7 +82,9 @@ func lock(ctx context.Context, dir, path string) (*AskLock, error) {
 // Close gives the right back. The file stays: whoever removes a lock file may
 // remove one that somebody has just locked.
 func (l *AskLock) Close() error {
-	return errors.Join(writePID(l.file, ""), l.file.Close())
+	// Unlocked first: a process that is being started has the file, too, until
+	// execve(2) closes it.
+	return errors.Join(writePID(l.file, ""), unlock(l.file), l.file.Close())
 }
 
 func writePID(f *os.File, pid string) error {

@@ -28,7 +28,12 @@ type Orphan struct {
 //
 // A journal that cannot be read is kept and reported in the error, beside the
 // list of the others.
-func Orphans(dir string) ([]Orphan, error) {
+func Orphans(dir string) ([]Orphan, error) { return orphans(dir, true) }
+
+// Left lists what [Orphans] does, and deletes nothing.
+func Left(dir string) ([]Orphan, error) { return orphans(dir, false) }
+
+func orphans(dir string, remove bool) ([]Orphan, error) {
 	if err := checkDir(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -51,12 +56,12 @@ func Orphans(dir string) ([]Orphan, error) {
 		}
 		path := filepath.Join(dir, e.Name())
 		if !complete {
-			if err := removeIncomplete(path, named); err != nil {
-				errs = append(errs, err)
+			if remove {
+				errs = append(errs, removeIncomplete(path, named))
 			}
 			continue
 		}
-		o, err := adopt(path, boot)
+		o, err := adopt(path, boot, remove)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("read journal %s: %w", path, err))
 		} else if o != nil {
@@ -66,8 +71,9 @@ func Orphans(dir string) ([]Orphan, error) {
 	return list, errors.Join(errs...)
 }
 
-// adopt locks and reads one journal; nil when it is nobody's to replay.
-func adopt(path string, boot [16]byte) (*Orphan, error) {
+// adopt locks and reads one journal; nil when it is nobody's to replay. One
+// with nothing to put back it removes, if it may.
+func adopt(path string, boot [16]byte, remove bool) (*Orphan, error) {
 	f, err := openFile(path, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -103,7 +109,7 @@ func adopt(path string, boot [16]byte) (*Orphan, error) {
 		return nil, err
 	}
 	if h.boot != boot {
-		return nil, os.Remove(path)
+		return nil, removeIf(remove, path)
 	}
 	// The lock alone would tell, but for owners that close a journal with
 	// records outstanding and live on.
@@ -111,10 +117,17 @@ func adopt(path string, boot [16]byte) (*Orphan, error) {
 		return nil, err
 	}
 	if len(l) == 0 && torn == 0 {
-		return nil, os.Remove(path)
+		return nil, removeIf(remove, path)
 	}
 	keep = true
 	return &Orphan{PID: h.pid, Records: l.records(), Torn: torn, path: path, file: f}, nil
+}
+
+func removeIf(remove bool, path string) error {
+	if !remove {
+		return nil
+	}
+	return os.Remove(path)
 }
 
 // removeIncomplete deletes what a process left that died before its journal

@@ -1,0 +1,245 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/bpf"
+	"deadpeer/internal/journal"
+	"deadpeer/keepalive"
+)
+
+// hookLoop attaches with hooks and detaches, over and over, and says so.
+func (r role) hookLoop(ctx context.Context) error {
+	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, HookDir: r.Hooks})
+	for {
+		if _, err := e.Attach(ctx, AttachRequest{Request: Request{Netns: r.Netns}, Rules: []AttachRule{
+			{Policy: minute(), New: true, Cgroup: r.Cgroup}, {Policy: minute(), New: true, Enforce: true, Cgroup: r.Cgroup},
+		}}); err != nil {
+			return err
+		}
+		if _, err := e.Detach(ctx); err != nil {
+			return err
+		}
+		fmt.Println("round")
+	}
+}
+
+func folderOf(t *testing.T, cgroup string) string { return must(bpf.CgroupRoot())(t) + cgroup }
+
+// lineReader starts a child and gives what reads its lines.
+func lineReader(t *testing.T, cmd *exec.Cmd) func(want string) {
+	t.Helper()
+	out := bufio.NewReader(must(cmd.StdoutPipe())(t))
+	ok(t, cmd.Start())
+	return func(want string) {
+		t.Helper()
+		if line := must(out.ReadString('\n'))(t); line != want+"\n" {
+			t.Fatalf("said %q, want %q", line, want)
+		}
+	}
+}
+
+// cleaned makes sure that a look at what is left changes nothing, and that
+// cleaning deals with all of it.
+func cleaned(t *testing.T, e *Engine, moment string) (left []Leftover) {
+	t.Helper()
+	left = must(e.Leftovers())(t)
+	if again := must(e.Leftovers())(t); !slices.Equal(left, again) {
+		t.Errorf("%s: %v is left, then %v", moment, left, again)
+	}
+	done := must(e.Clean(t.Context()))(t)
+	for _, l := range left {
+		if !slices.ContainsFunc(done, func(d Leftover) bool { return d.What == l.What && d.Why == l.Why }) {
+			t.Errorf("%s: %v is not among what was cleaned: %v", moment, l, done)
+		}
+	}
+	for _, d := range done {
+		if d.Done == "" {
+			t.Errorf("%s: %v: nothing was done", moment, d)
+		}
+	}
+	if again := must(e.Leftovers())(t); len(again) != 0 {
+		t.Errorf("%s: cleaned, and %v is left", moment, again)
+	}
+	return left
+}
+
+// A deadpeer that attaches with hooks and detaches is killed at many moments:
+// the next one finds what is half done and takes it back; what was whole stays
+// until it is detached.
+func TestHooksKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	hooks, cgroup := hookDir(t), testCgroup(t)
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: hooks})
+	w.engine.cgroups = folderOf(t, cgroup)
+	w.connect("tcp4", w.near, 6)
+	w.diversify()
+	before := w.serverOptions()
+	const kills = 6
+	var round time.Duration
+	kinds := map[string]int{}
+	for n := range kills {
+		cmd := w.child(role{Do: "hooks", Hooks: hooks, Cgroup: cgroup, Kin: true, Proc: procRoot(t)})
+		await := lineReader(t, cmd)
+		await("round")
+		start := time.Now()
+		if n == 0 {
+			await("round")
+			round = time.Since(start)
+		}
+		time.Sleep(round * time.Duration(n) / kills)
+		ok(t, cmd.Process.Kill())
+		_ = cmd.Wait() // it was killed
+		for _, l := range cleaned(t, w.engine, fmt.Sprintf("after %v", round*time.Duration(n)/kills)) {
+			kinds[strings.Fields(l.What)[0]]++
+		}
+		for _, a := range must(w.engine.Attachments(t.Context()))(t) {
+			if a.Half || !a.Active || a.Sockets != 6 {
+				t.Errorf("%+v", a)
+			}
+			kinds["whole"]++
+		}
+		w.detach()
+		w.unchanged(before)
+		nothingLeft(t, w.dir)
+		if list := must(os.ReadDir(hooks))(t); len(list) != 0 {
+			t.Errorf("%v is pinned", list)
+		}
+	}
+	if kinds["attachment"] == 0 {
+		t.Errorf("never killed half way: %v", kinds)
+	}
+	t.Logf("a round takes %v; left: %v", round, kinds)
+}
+
+// A deadpeer that starts a program is killed at many moments, with nobody to
+// watch it: doctor --clean, and the next start, too, leaves nothing of it.
+func TestRunKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
+	dir, hooks, cgroup := runtimeDir(t), hookDir(t), testCgroup(t)
+	folder, e := folderOf(t, cgroup), New(Options{RuntimeDir: dir, HookDir: hooks})
+	e.cgroups = folder
+	child := func(script string) *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Cgroup: cgroup, Filter: script}.String())
+		cmd.Stderr = os.Stderr
+		return cmd
+	}
+	below := func() (list []string) {
+		for _, d := range must(os.ReadDir(folder))(t) {
+			if d.IsDir() {
+				list = append(list, d.Name())
+			}
+		}
+		return list
+	}
+	const kills = 8
+	var takes time.Duration
+	left := map[string]int{}
+	for n := range kills {
+		cmd := child("echo begun; read forever")
+		stdin := must(cmd.StdinPipe())(t)
+		await := lineReader(t, cmd)
+		await("ready")
+		start := time.Now()
+		if n == 0 {
+			await("begun")
+			takes = time.Since(start)
+		}
+		moment := takes * time.Duration(n) / (kills - 1)
+		time.Sleep(moment)
+		ok(t, cmd.Process.Kill())
+		_ = cmd.Wait() // it was killed
+		_ = stdin.Close()
+		wait(t, "the kernel counts it no more", func() bool { return !populated(folder) })
+		pins := must(filepath.Glob(hooks + "/*/*"))(t)
+		left[fmt.Sprintf("%d cgroups, %d hooks, %d pins", len(below()), len(must(os.ReadDir(hooks))(t)), len(pins))]++
+		if n%2 == 0 {
+			cleaned(t, e, fmt.Sprintf("after %v", moment))
+		} else {
+			next := child("exit 0")
+			await := lineReader(t, next)
+			await("ready")
+			ok(t, next.Wait())
+			if got := below(); len(got) != 1 {
+				t.Errorf("after %v, and the next start: %v", moment, got)
+			}
+			wait(t, "the kernel counts it no more", func() bool { return !populated(folder) })
+			cleaned(t, e, "after the next start")
+		}
+		if got := below(); len(got) != 0 {
+			t.Errorf("after %v: %v is left", moment, got)
+		}
+		if list := must(os.ReadDir(hooks))(t); len(list) != 0 {
+			t.Errorf("after %v: %v is pinned", moment, list)
+		}
+		nothingLeft(t, dir)
+	}
+	if len(left) < 2 {
+		t.Errorf("never killed half way: %v", left)
+	}
+	t.Logf("a start takes %v; left: %v", takes, left)
+}
+
+// What is left is told apart from what a living deadpeer is at, and damaged
+// hooks, hooks without an attachment and cgroups without a hook are found.
+func TestLeftovers(t *testing.T) {
+	t.Parallel()
+	dir, hooks, cgroup := runtimeDir(t), hookDir(t), testCgroup(t)
+	folder, e := folderOf(t, cgroup), New(Options{RuntimeDir: dir, HookDir: hooks})
+	e.cgroups = folder
+	lock := must(journal.Lock(t.Context(), dir))(t)
+	var held *journal.HeldError
+	if _, err := e.Leftovers(); !errors.As(err, &held) || held.PID != os.Getpid() {
+		t.Errorf("while another is at work: %v", err)
+	}
+	ok(t, lock.Close())
+	ok(t, os.MkdirAll(hooks+"/run-0badbad0", 0o700)) // its maker was killed at once
+	h := must(bpf.AttachHook(bpf.HookOptions{
+		Dir: hooks, ID: "beef-0", Cgroup: folder, Rules: []bpf.Rule{{Policy: keepalive.Policy{Idle: time.Minute, Interval: time.Second, Probes: 3, UserTimeout: -1}}},
+	}))(t)
+	ok(t, h.Close())
+	for _, name := range []string{"0badbad0", "0badbad1"} {
+		ok(t, os.Mkdir(filepath.Join(folder, runCgroup+name), 0o755))
+	}
+	own := must(newCgroup(filepath.Join(folder, runCgroup+"11111111")))(t) // a program is about to enter it
+	var list []string
+	for _, f := range e.Diagnose() {
+		if f.Left {
+			list = append(list, f.Detail)
+		}
+	}
+	text := strings.Join(list, "\n")
+	for _, want := range []string{"beef-0: its attachment is gone", "run-0badbad0: its program has ended", runCgroup + "0badbad1: no program is in it"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in what is left:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "11111111") {
+		t.Errorf("a program that begins is among what is left:\n%s", text)
+	}
+	cleaned(t, e, "by hand")
+	for name, want := range map[string]bool{"0badbad0": false, "0badbad1": false, "11111111": true} {
+		if _, err := os.Stat(filepath.Join(folder, runCgroup+name)); (err == nil) != want {
+			t.Errorf("cgroup of %s: %v", name, err)
+		}
+	}
+	ok(t, own.Close())
+	ok(t, unix.Rmdir(filepath.Join(folder, runCgroup+"11111111")))
+	if left := must(os.ReadDir(hooks))(t); len(left) != 0 {
+		t.Errorf("%v is pinned", left)
+	}
+}

@@ -27,8 +27,6 @@ import (
 	"deadpeer/keepalive"
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
-
 func must[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
@@ -110,12 +108,7 @@ func programs() []*program {
 			return cmd
 		}, talk: exchange("hello\n", "hello")},
 		{name: "static", find: "/usr/bin/env", port: 7002, says: true, start: func(t *testing.T, p *program, dir string) *exec.Cmd {
-			build := exec.Command("go", "build", "-o", dir+"/server", "./testdata/server")
-			build.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			return exec.Command(dir+"/server", p.number())
+			return exec.Command(goBuild(t, dir, "server"), p.number())
 		}, talk: exchange("hello\n", "hello")},
 	}
 }

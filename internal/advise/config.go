@@ -106,7 +106,11 @@ const (
 	maxBytes = 32 << 20 // of all files
 	maxDepth = 10       // of includes
 	maxGlobs = 2        // folders and names with wildcards in one pattern
+	maxSaid  = 1000     // settings, and likewise kinds of sockets
+	maxWrong = 20       // problems
 )
+
+var errNotRegular = errors.New("not a regular file")
 
 // reading reads the configuration of one program.
 type reading struct {
@@ -118,10 +122,17 @@ type reading struct {
 }
 
 func (r *reading) problem(format string, args ...any) {
-	text := conn.Printable(fmt.Sprintf(format, args...))
-	if !slices.Contains(r.Problems, text) {
-		r.Problems = append(r.Problems, text)
+	if len(r.Problems) > maxWrong {
+		return
 	}
+	text := conn.Printable(fmt.Sprintf(format, args...))
+	if slices.Contains(r.Problems, text) {
+		return
+	}
+	if len(r.Problems) == maxWrong {
+		text = "and more"
+	}
+	r.Problems = append(r.Problems, text)
 }
 
 // set notes a value; the last one of a key wins.
@@ -132,6 +143,10 @@ func (r *reading) set(key, value, file string, line int) {
 			r.Settings[i] = s
 			return
 		}
+	}
+	if len(r.Settings) == maxSaid {
+		r.problem("more than %d settings: the rest is not considered", maxSaid)
+		return
 	}
 	r.Settings = append(r.Settings, s)
 }
@@ -241,15 +256,17 @@ func readFile(tree fs.FS, name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read %s: %w", name, cause(err))
 	}
-	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("read %s: not a regular file", name)
+	switch {
+	case !info.Mode().IsRegular():
+		return "", fmt.Errorf("read %s: %w", name, errNotRegular)
+	case info.Size() > maxFile:
+		return "", fmt.Errorf("read %s: longer than %d bytes", name, maxFile)
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	// No more than its length: files of procfs have none, and reading some of
+	// them (kmsg) waits, and takes from others what is read.
+	text, err := io.ReadAll(io.LimitReader(f, info.Size()))
 	if err != nil {
 		return "", fmt.Errorf("read %s: %w", name, cause(err))
-	}
-	if len(text) > maxFile {
-		return "", fmt.Errorf("read %s: longer than %d bytes", name, maxFile)
 	}
 	return string(text), nil
 }

@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"fmt"
 	"io/fs"
 	"strconv"
 	"strings"
@@ -306,4 +307,33 @@ func FuzzReadConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Whoever writes the configuration does not decide how long reading it takes.
+func TestEndlessConfigurationIsCut(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ id, file, text, want string }{
+		"problems": {"haproxy", "/etc/haproxy/haproxy.cfg", strings.Repeat("clitcpka-cnt 1\n", 200_000), "and more"},
+		"settings": {"haproxy", "/etc/haproxy/haproxy.cfg", numbered("frontend %d\nclitcpka-cnt 1\n", 60_000), "more than 1000 settings: the rest is not considered"},
+		"sockets":  {"haproxy", "/etc/haproxy/haproxy.cfg", numbered("frontend f\nbind :%d\n", 60_000), "more than 1000 kinds of sockets: the rest is not considered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := readConfig(test.id, place{tree: files(map[string]string{test.file: test.text})})
+			if n := len(c.Problems); n == 0 || n > maxWrong+1 || c.Problems[n-1] != test.want {
+				t.Errorf("%d problems: %q", n, c.Problems)
+			}
+			if len(c.Settings) > maxSaid || len(c.expect) > maxSaid {
+				t.Errorf("%d settings, %d kinds of sockets", len(c.Settings), len(c.expect))
+			}
+		})
+	}
+}
+
+func numbered(format string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
 }

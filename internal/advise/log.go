@@ -64,7 +64,8 @@ const (
 )
 
 // OpenLog reads a log from a file. Files that are none, such as pipes, are
-// refused.
+// refused, and so is what has no entry of such a log: it would pass for one of
+// a line on which nothing breaks.
 func OpenLog(ctx context.Context, name string) (*LogSummary, error) {
 	info, err := os.Stat(name)
 	if err != nil {
@@ -78,7 +79,10 @@ func OpenLog(ctx context.Context, name string) (*LogSummary, error) {
 		return nil, fmt.Errorf("read log: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	l, err := ReadLog(ctx, f)
+	l, err := ReadLog(ctx, io.LimitReader(f, info.Size())) // see readFile
+	if err == nil && l.Entries == 0 {
+		err = errors.New("no entry of a firebird.log or interbase.log in it")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read log %s: %w", conn.Printable(name), err)
 	}

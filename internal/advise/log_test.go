@@ -81,6 +81,13 @@ func TestOpenLog(t *testing.T) {
 	if _, err := OpenLog(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a folder: %v", err)
 	}
+	other := filepath.Join(dir, "other.log")
+	if err := os.WriteFile(other, []byte("Nov 14 10:00:00 host kernel: INET/inet_error: read errno = 104\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLog(t.Context(), other); err == nil || !strings.Contains(err.Error(), "no entry") {
+		t.Errorf("another program's log: %v", err)
+	}
 	if _, err := OpenLog(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}

@@ -188,6 +188,10 @@ func (r *reading) count(key string) int {
 // Within; one that leaves a part to the host leaves that unknown.
 func (r *reading) expectPolicy(port uint16, on bool, p keepalive.Policy) {
 	first := len(r.expect) == 0
+	if len(r.expect) == maxSaid {
+		r.problem("more than %d kinds of sockets: the rest is not considered", maxSaid)
+		return
+	}
 	r.expect = append(r.expect, expectation{port, on, p})
 	if !on || p.Idle == 0 || p.Interval == 0 || p.Probes == 0 {
 		r.Within = 0

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,9 @@ type tree struct{ root string }
 
 func newTree(root string) fs.FS { return tree{root} }
 
-// Open opens name below the root. It never waits, as for a FIFO.
+// Open opens name below the root, if it is a regular file or a folder. What it
+// is shows before it is opened: to open a device can start something, such as
+// a watchdog, and to open a FIFO wakes whoever writes to it.
 func (t tree) Open(name string) (fs.File, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
@@ -27,11 +30,7 @@ func (t tree) Open(name string) (fs.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: t.root, Err: err}
 	}
 	defer func() { _ = unix.Close(dir) }()
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	fd, err := unix.Openat2(dir, filepath.FromSlash(name), &how)
+	fd, err := openInside(dir, filepath.FromSlash(name))
 	switch {
 	case errors.Is(err, unix.ENOSYS):
 		err = fmt.Errorf("openat2 needs Linux 5.6: %w", errors.ErrUnsupported)
@@ -42,4 +41,22 @@ func (t tree) Open(name string) (fs.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: "/" + name, Err: err}
 	}
 	return os.NewFile(uintptr(fd), filepath.Join(t.root, name)), nil
+}
+
+func openInside(dir int, name string) (int, error) {
+	at, err := unix.Openat2(dir, name, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(at) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return -1, err
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return -1, errNotRegular
+	}
+	return unix.Open("/proc/self/fd/"+strconv.Itoa(at), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 }

@@ -90,6 +90,19 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// Lateness grows by leaps: where the time hardly suffices, one may pass by all
+// idle times but the shortest.
+func TestPlanInTheLeastTime(t *testing.T) {
+	g := forecast.Goal{Within: 84433 * ms, Loss: 0.6, HZ: 24}
+	p, err := forecast.Plan(g)
+	if err != nil || p.Idle < time.Second || p.Interval < time.Second {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if f := forecastOf(t, forecast.SituationIdle, forecast.Input{KeepAlive: true, Policy: p, HZ: g.HZ}); f.Latest > g.Within {
+		t.Errorf("%+v ends %v to %v", p, f.Earliest, f.Latest)
+	}
+}
+
 // 200 living connections, 60 s, idle 2 s, interval 1 s; the measured numbers
 // of killed ones are what about 20 cycles with this chance make of them.
 func TestFalseKill(t *testing.T) {

@@ -69,7 +69,7 @@ func (g Goal) plan() (keepalive.Policy, error) {
 			"give a time in that range, or accept a greater chance of a false kill"}
 	}
 	p := keepalive.Policy{Probes: probes, Interval: max(time.Second, (g.Within / time.Duration(2*probes)).Truncate(time.Second))}
-	for {
+	for ; p.Interval >= time.Second; p.Interval -= time.Second {
 		p.Idle = (g.Within - time.Duration(probes)*p.Interval).Truncate(time.Second)
 		for p.Idle >= time.Second {
 			late := g.latest(p) - g.Within
@@ -78,8 +78,8 @@ func (g Goal) plan() (keepalive.Policy, error) {
 			}
 			p.Idle -= roundUp(late, time.Second)
 		}
-		p.Interval -= time.Second // 1 s each was seen to do above
 	}
+	return least, nil // lateness grows by leaps, and a step above passed it by
 }
 
 func (g Goal) latest(p keepalive.Policy) (latest time.Duration) {

@@ -125,6 +125,9 @@ func (a *app) request(words []string) (engine.Request, error) {
 		return engine.Request{}, err
 	}
 	filter = filter.And(flags)
+	if silence, timeout := time.Duration(c.silence), time.Duration(c.timeout); silence > engine.MaxAsking || timeout > engine.MaxAsking-silence {
+		return engine.Request{}, usage(errors.New("--silence and --timeout: more than 4 days"))
+	}
 	databases, err := a.databases()
 	if err != nil {
 		return engine.Request{}, err

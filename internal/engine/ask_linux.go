@@ -104,6 +104,9 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 // for hold. then, when not nil, is called while the journal and the watch are
 // still open.
 func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) error) (err error) {
+	if hold > MaxAsking || r.req.Timeout > MaxAsking-hold {
+		return fmt.Errorf("ask for %s and %s: longer than %s", hold, r.req.Timeout, MaxAsking)
+	}
 	r.snap.table.startAsking()
 	r.snap.Asked = true
 	r.e.asking.Lock()

@@ -43,6 +43,10 @@ const (
 	DefaultRate    = 200_000
 	DefaultTimeout = 30 * time.Second
 	DefaultRoot    = "/proc"
+
+	// MaxAsking is the most that Request.Rules.Silence and Request.Timeout may
+	// come to together, beyond which the times of a run would not be told apart.
+	MaxAsking = 4 * 24 * time.Hour
 )
 
 // Options configure an Engine. Zero values mean the defaults.

@@ -60,11 +60,14 @@ func (e *Engine) Leftovers() (list []Leftover, err error) {
 // cannot be undone; that has an error, and nothing Done. Needs what Attach
 // needs.
 func (e *Engine) Clean(ctx context.Context) (list []Leftover, err error) {
-	err = e.replay(ctx, func(o journal.Orphan, restored int, err error) {
+	err = e.replay(ctx, func(o journal.Orphan, restored, waiting int, err error) {
 		left := leftJournal(o)
 		if err == nil {
 			left.Done = count(restored, "setting") + " put back"
-			if gone := len(o.Records) - restored; gone > 0 {
+			if waiting > 0 {
+				left.Done += fmt.Sprintf(", %d to be tried again once the peer has answered a probe", waiting)
+			}
+			if gone := len(o.Records) - restored - waiting; gone > 0 {
 				left.Done += fmt.Sprintf(", %d had ended", gone)
 			}
 		}

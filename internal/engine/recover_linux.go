@@ -16,14 +16,15 @@ import (
 
 // recover undoes what is in the journals of processes that are gone.
 func (e *Engine) recover(ctx context.Context) (restored int, err error) {
-	err = e.replay(ctx, func(_ journal.Orphan, n int, _ error) { restored += n })
+	err = e.replay(ctx, func(_ journal.Orphan, n, _ int, _ error) { restored += n })
 	return restored, err
 }
 
 // replay undoes what is in the journals of processes that are gone, and
 // reports each of them. A journal of which something could not be put back
-// stays for another try.
-func (e *Engine) replay(ctx context.Context, report func(o journal.Orphan, restored int, err error)) (err error) {
+// stays for another try. A peer that has to answer first is no error: nothing
+// can be done about it.
+func (e *Engine) replay(ctx context.Context, report func(o journal.Orphan, restored, waiting int, err error)) (err error) {
 	if _, err := os.Stat(e.options.RuntimeDir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -38,20 +39,24 @@ func (e *Engine) replay(ctx context.Context, report func(o journal.Orphan, resto
 	undo := undoer{e: e, asker: probe.New(probe.Options{})}
 	defer func() { _ = undo.asker.Close() }()
 	for _, o := range orphans {
-		failed, before := lockErr, undo.restored
+		failed, waiting, before := lockErr, 0, undo.restored
 		for _, r := range o.Records {
 			if lockErr != nil || ctx.Err() != nil {
 				failed = errors.Join(lockErr, ctx.Err())
 				break
 			}
-			failed = errors.Join(failed, undo.record(ctx, r))
+			if err := undo.record(ctx, r); errors.Is(err, probe.Probing) {
+				waiting++
+			} else {
+				failed = errors.Join(failed, err)
+			}
 		}
-		if failed == nil {
+		if failed == nil && waiting == 0 {
 			failed = o.Remove()
 		} else {
 			_ = o.Close() // nothing was written to it
 		}
-		report(o, undo.restored-before, failed)
+		report(o, undo.restored-before, waiting, failed)
 		err = errors.Join(err, failed)
 	}
 	return err

@@ -21,7 +21,7 @@ func TestRefusals(t *testing.T) {
 		w.waitState(p, conn.CloseWait)
 		return p
 	}
-	timeout, one, large, flight, other := closeWait(), closeWait(), closeWait(), closeWait(), w.pair()
+	timeout, one, large, flight, other, checkpoint := closeWait(), closeWait(), closeWait(), closeWait(), w.pair(), w.pair()
 	timeout.set(t, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 5000)
 	one.set(t, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 1)
 	for _, p := range []*pair{timeout, one, flight} {
@@ -31,8 +31,6 @@ func TestRefusals(t *testing.T) {
 	ok(t, w.us.SetSysctl("net.ipv4.tcp_keepalive_time", "32768"))
 	ok(t, w.link.Cut())
 	must(flight.Write([]byte("lost")))(t)
-
-	checkpoint := w.pair2(t)
 	checkpoint.set(t, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
 
 	gone := w.target(other)
@@ -82,15 +80,6 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("refusal %d has no text", r)
 		}
 	}
-}
-
-// pair2 is pair although the link is cut.
-func (w *world) pair2(t *testing.T) *pair {
-	t.Helper()
-	ok(t, w.link.Heal())
-	p := w.pair()
-	ok(t, w.link.Cut())
-	return p
 }
 
 func pidOfEnded(t *testing.T) int32 {

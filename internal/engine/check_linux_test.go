@@ -185,7 +185,13 @@ func TestCheckClosedByBoth(t *testing.T) {
 	w := newWorld(t)
 	peer := w.connect("tcp4", w.far, 1)
 	ok(t, w.servers[peer[0]].CloseWrite())
-	time.Sleep(50 * time.Millisecond) // the FIN is acknowledged
+	wait(t, "an acknowledged FIN", func() (acknowledged bool) {
+		control(t, w.servers[peer[0]], func(fd int) {
+			i := must(unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO))(t)
+			acknowledged = conn.State(i.State) == conn.FinWait2
+		})
+		return acknowledged
+	})
 	ok(t, w.toFar.Cut())
 	got := w.during(w.request(), time.Second, func() {
 		ok(t, w.toFar.Heal())

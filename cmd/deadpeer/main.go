@@ -13,8 +13,8 @@ import (
 
 func main() {
 	ends := []os.Signal{syscall.SIGTERM}
-	// A terminal that hangs up must not leave sockets changed; nohup, and a
-	// shell's &, have these ignored, and run hands that on.
+	// A terminal that hangs up must not leave sockets changed. nohup and the &
+	// of a shell want these ignored.
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGHUP} {
 		if !signal.Ignored(s) {
 			ends = append(ends, s)

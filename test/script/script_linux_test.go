@@ -160,8 +160,8 @@ func deadpeer(args []string) int {
 }
 
 // halfOpen runs deadpeer on a server host with a living client and one whose
-// link is cut. INTERRUPT=DURATION sends it a SIGINT after that time;
-// KEEPALIVE=DURATION is idle time and interval of three probes.
+// link is cut. INTERRUPT=DURATION sends it a SIGINT that long after it began
+// to ask; KEEPALIVE=DURATION is idle time and interval of three probes.
 func halfOpen(args []string) int {
 	ctx := context.Background()
 	world := must(testnet.New(ctx))
@@ -186,8 +186,16 @@ func halfOpen(args []string) int {
 		}
 	}
 	if after, err := time.ParseDuration(os.Getenv("INTERRUPT")); err == nil {
-		interrupt := time.AfterFunc(after, func() { check(unix.Kill(os.Getpid(), unix.SIGINT)) })
-		defer interrupt.Stop()
+		go func() { // for as long as the process lasts
+			for {
+				if _, err := os.Stat("/run/deadpeer/ask.lock"); err == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			time.Sleep(after)
+			check(unix.Kill(os.Getpid(), unix.SIGINT))
+		}()
 	}
 	netns := []string{"--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())}
 	for {

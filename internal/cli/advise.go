@@ -84,9 +84,6 @@ connections are looked at.`,
 }
 
 func (a *app) runAdvise(ctx context.Context, words []string, o adviseFlags) error {
-	if out := a.common.output; out != "table" && out != "json" {
-		return usage(fmt.Errorf("--output: %q is not one of table, json", out))
-	}
 	if len(words) > 0 && (o.software != "" || o.list || o.log != "") {
 		return usage(errors.New("a FILTER selects connections, and --software, --list and --log look at none"))
 	}

@@ -106,3 +106,18 @@ OpenSSH server [9]  1 connection, 1 slow (up to 2h11m): asks its peers itself, g
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+// A name is somebody else's: it selects nothing more in the command that is
+// advised.
+func TestAttachCommand(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"postgres": "'comm = postgres'", "kworker/0:1": "'comm = kworker/0:1'",
+		"it's": "'comm = NAME'", "(sd-pam)": "'comm = NAME'", "a||uid=0": "'comm = NAME'", "x or y": "'comm = NAME'", "*": "'comm = NAME'", "é": "'comm = NAME'",
+	} {
+		got := attachCommand(&advice{}, &advise.Program{Name: name})
+		if !strings.HasSuffix(got, " --new "+want) {
+			t.Errorf("%q: %s", name, got)
+		}
+	}
+}

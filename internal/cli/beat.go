@@ -75,8 +75,6 @@ own variables and files (PGPASSWORD, PGPASSFILE) are better.`,
 
 func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) error {
 	switch {
-	case flags.output != "auto" && flags.output != "table" && flags.output != "jsonl":
-		return usage(fmt.Errorf("--output: %q is not one of auto, table, jsonl", flags.output))
 	case flags.failures < 1:
 		return usage(fmt.Errorf("--failures %d: want 1 or more", flags.failures))
 	case flags.once && (flags.until != 0 || flags.metrics != ""):

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -77,12 +78,12 @@ func (a *app) code(ctx context.Context, err error) int {
 	switch {
 	case err == nil:
 		return exitDone
+	case ctx.Err() != nil && onlyCancelled(err):
+		a.say("interrupted; everything was put back")
+		return exitSignal
 	case ctx.Err() != nil:
-		if more := besides(err, ctx.Err()); more != nil {
-			a.say("%v\ninterrupted", more)
-		} else {
-			a.say("interrupted; everything was put back")
-		}
+		a.say("%v", err)
+		a.say("interrupted")
 		return exitSignal
 	case errors.As(err, &filter):
 		a.say("%v\n%s", filter, filter.Pointer())
@@ -103,23 +104,19 @@ func (a *app) code(ctx context.Context, err error) int {
 	return exitFailed
 }
 
-// besides gives what an error tells besides that something was interrupted.
-func besides(err, interruption error) error {
-	var held *journal.HeldError
-	if errors.As(err, &held) || !errors.Is(err, interruption) {
-		return err
+// onlyCancelled reports whether all that an error tells is that the command
+// was interrupted. Who was waited for until then is more.
+func onlyCancelled(err error) bool {
+	if held := new(*journal.HeldError); errors.As(err, held) {
+		return false
 	}
-	switch wrapped := err.(type) { //nolint:errorlint // its tree is walked
+	switch e := err.(type) { //nolint:errorlint // each layer is looked at
 	case interface{ Unwrap() []error }:
-		var list []error
-		for _, e := range wrapped.Unwrap() {
-			list = append(list, besides(e, interruption))
-		}
-		return errors.Join(list...)
+		return !slices.ContainsFunc(e.Unwrap(), func(err error) bool { return !onlyCancelled(err) })
 	case interface{ Unwrap() error }:
-		return besides(wrapped.Unwrap(), interruption)
+		return onlyCancelled(e.Unwrap())
 	}
-	return nil
+	return err == nil || err == context.Canceled //nolint:errorlint // nothing is wrapped any more
 }
 
 func (a *app) say(format string, args ...any) {
@@ -175,6 +172,24 @@ feature is missing, 10 a dead peer was found (check --exit-code, beat --once),
 		a.doctor(),
 		a.demo(),
 	)
+	// cobra would add these two later, and let their arguments be anything.
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = func(_ *cobra.Command, words []string) error {
+				found, rest, err := root.Find(words)
+				if err != nil {
+					return err
+				}
+				return noSuchCommand(found, rest)
+			}
+		case "completion":
+			c.Args = noSuchCommand
+			c.RunE = root.RunE
+		}
+	}
 	wrapUsage(root)
 	return root
 }

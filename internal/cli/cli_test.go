@@ -4,34 +4,37 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"deadpeer/internal/journal"
 )
 
-// What an interruption hides is said all the same.
-func TestBesides(t *testing.T) {
+// Interrupted is what ends a command, and no reason to keep quiet about what
+// else went wrong.
+func TestInterrupted(t *testing.T) {
 	t.Parallel()
-	left := errors.New("left changed")
-	cancelled := fmt.Errorf("list sockets: %w", context.Canceled)
-	held := fmt.Errorf("lock: %w", &journal.HeldError{PID: 12, Err: context.Canceled})
-	for _, tt := range []struct {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	lost := fmt.Errorf("put back: %w", os.ErrPermission)
+	for name, test := range map[string]struct {
 		err  error
 		want string
 	}{
-		{context.Canceled, ""},
-		{cancelled, ""},
-		{errors.Join(cancelled, context.Canceled), ""},
-		{left, "left changed"},
-		{fmt.Errorf("ask: %w", errors.Join(cancelled, fmt.Errorf("journal: %w", left))), "journal: left changed"},
-		{held, "lock: held by process 12: context canceled"},
+		"nothing else":   {fmt.Errorf("check: %w", context.Canceled), "deadpeer: interrupted; everything was put back\n"},
+		"several":        {errors.Join(context.Canceled, &exit{exitPartly, context.Canceled}), "deadpeer: interrupted; everything was put back\n"},
+		"only a code":    {&exit{exitDead, nil}, "deadpeer: interrupted; everything was put back\n"},
+		"something else": {lost, "deadpeer: put back: permission denied\ndeadpeer: interrupted\n"},
+		"a lock":         {fmt.Errorf("lock: %w", &journal.HeldError{PID: 12, Err: context.Canceled}), "deadpeer: lock: held by process 12: context canceled\ndeadpeer: interrupted\n"},
+		"both":           {fmt.Errorf("%w; and %w", context.Canceled, lost), "deadpeer: context canceled; and put back: permission denied\ndeadpeer: interrupted\n"},
 	} {
-		got := ""
-		if err := besides(tt.err, context.Canceled); err != nil {
-			got = err.Error()
-		}
-		if got != tt.want {
-			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var said strings.Builder
+			if code := (&app{stderr: &said}).code(ctx, test.err); code != exitSignal || said.String() != test.want {
+				t.Errorf("%d, said %q, want %q", code, said.String(), test.want)
+			}
+		})
 	}
 }

@@ -62,17 +62,6 @@ func (a *app) warnOfArguments(urls []string) {
 	}
 }
 
-// viaFlag reads --via.
-func viaFlag(value string, databases bool) (engine.Via, error) {
-	switch via := engine.Via(value); {
-	case via == engine.ViaAuto, via == engine.ViaSocket, via == engine.ViaDatabase && databases:
-		return via, nil
-	case via == engine.ViaDatabase:
-		return "", usage(errors.New("--via database needs --db"))
-	}
-	return "", usage(fmt.Errorf("--via: %q is not one of auto, database, socket", conn.Printable(value)))
-}
-
 // nameSession narrows the filter to the connection of a session.
 func (a *app) nameSession(ctx context.Context, req engine.Request, id string) (*conn.Filter, error) {
 	switch {

@@ -28,9 +28,6 @@ OPEN counts their connections there are, ENDED those that have ended since the
 last look, NEW those that got the policy when they were made.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return usage(fmt.Errorf("--output: %q is not one of table, json", output))
-			}
 			e := a.engine()
 			list, err := e.Attachments(cmd.Context())
 			programs, programsErr := e.Programs(cmd.Context())
@@ -196,11 +193,6 @@ is. What a program has changed itself meanwhile stays, and is said.
 A value that a socket had from its host can be put back only as a value of its
 own: a later change of the host's default will not reach it.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			switch a.common.output {
-			case "table", "wide", "json", "jsonl":
-			default:
-				return usage(fmt.Errorf("--output: %q is not one of table, wide, json, jsonl", a.common.output))
-			}
 			if all && len(ids) > 0 {
 				return usage(errors.New("give IDs or --all"))
 			}

@@ -111,8 +111,6 @@ func (a *app) findings(list []engine.Finding, output string) error {
 				fmt.Fprintf(a.stdout, "         -> %s\n", f.Mend)
 			}
 		}
-	default:
-		return usage(fmt.Errorf("--output: %q is not one of table, json", output))
 	}
 	behind := count(left, "thing") + " left behind by a killed deadpeer: deadpeer doctor --clean"
 	switch {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -94,13 +95,58 @@ func (a *app) addSelection(cmd *cobra.Command) {
 	_ = f.MarkHidden("no-bpf") // the flag was added just now
 }
 
+// choice is a flag that takes one of some words.
+type choice struct {
+	value *string
+	words []string
+}
+
+// String is for help.
+func (c *choice) String() string { return *c.value }
+
+// Set reads the flag.
+func (c *choice) Set(s string) error {
+	if !slices.Contains(c.words, s) {
+		return fmt.Errorf("allowed is %s", strings.Join(c.words, ", "))
+	}
+	*c.value = s
+	return nil
+}
+
+// Type is for help.
+func (*choice) Type() string { return "string" }
+
+// positive is a flag that counts, from 1 on.
+type positive int
+
+// String is for help.
+func (n *positive) String() string { return strconv.Itoa(int(*n)) }
+
+// Set reads the flag.
+func (n *positive) Set(s string) error {
+	v, err := strconv.Atoi(s)
+	if err != nil || v < 1 {
+		return fmt.Errorf("%q is not a number from 1 on", conn.Printable(s))
+	}
+	*n = positive(v)
+	return nil
+}
+
+// Type is for help.
+func (*positive) Type() string { return "int" }
+
 // addOutput adds --output, the first of the formats being the default.
 func addOutput(cmd *cobra.Command, value *string, formats ...string) {
 	last := len(formats) - 1
-	cmd.Flags().StringVarP(value, "output", "o", formats[0],
-		fmt.Sprintf("`format`: %s or %s", strings.Join(formats[:last], ", "), formats[last]))
-	complete := cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)
-	if err := cmd.RegisterFlagCompletionFunc("output", complete); err != nil {
+	*value = formats[0]
+	addChoice(cmd, value, "output", "o", fmt.Sprintf("`format`: %s or %s", strings.Join(formats[:last], ", "), formats[last]), formats...)
+}
+
+// addChoice adds a flag that takes one of the words; value has the default.
+func addChoice(cmd *cobra.Command, value *string, name, short, usage string, words ...string) {
+	cmd.Flags().VarP(&choice{value, words}, name, short, usage)
+	complete := cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
 		panic(err) // the flag was added just now
 	}
 }
@@ -111,11 +157,6 @@ func (a *app) engine() *engine.Engine { return engine.New(engine.Options{NoBPF: 
 // request reads the common flags and the filter.
 func (a *app) request(words []string) (engine.Request, error) {
 	c := a.common
-	switch c.output {
-	case "table", "wide", "json", "jsonl":
-	default:
-		return engine.Request{}, usage(fmt.Errorf("--output: %q is not one of table, wide, json, jsonl", c.output))
-	}
 	filter, err := conn.ParseFilter(words, resolver())
 	if err != nil {
 		return engine.Request{}, err

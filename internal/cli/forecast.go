@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -24,7 +25,7 @@ type policyFlags struct {
 	within      duration
 	idle        duration
 	interval    duration
-	probes      int
+	probes      positive
 	userTimeout duration
 }
 
@@ -33,7 +34,7 @@ func (p *policyFlags) add(f *pflag.FlagSet) {
 	f.Var(&p.within, "within", "the policy that gives a vanished peer up after this time")
 	f.Var(&p.idle, "idle", "silence before the first probe")
 	f.Var(&p.interval, "interval", "time between probes")
-	f.IntVar(&p.probes, "probes", 0, "how many probes must go unanswered")
+	f.Var(&p.probes, "probes", "how many probes must go unanswered")
 	f.Var(&p.userTimeout, "user-timeout", "how long data may go unacknowledged (default none)")
 }
 
@@ -43,8 +44,6 @@ func (p *policyFlags) policy(base keepalive.Policy) (_ keepalive.Policy, err err
 	switch {
 	case p.profile != "" && p.within != 0, (p.profile != "" || p.within != 0) && parts:
 		return base, errors.New("give one of --profile, --within, or --idle with --interval and --probes")
-	case p.probes < 0:
-		return base, fmt.Errorf("--probes %d: allowed is 1 to 127", p.probes)
 	case p.profile != "":
 		var profile keepalive.Profile
 		if profile, err = keepalive.ProfileByName(p.profile); err != nil {
@@ -57,18 +56,26 @@ func (p *policyFlags) policy(base keepalive.Policy) (_ keepalive.Policy, err err
 		}
 	}
 	if p.idle != 0 {
-		base.Idle = time.Duration(p.idle)
+		base.Idle = roundUp(p.idle, time.Second)
 	}
 	if p.interval != 0 {
-		base.Interval = time.Duration(p.interval)
+		base.Interval = roundUp(p.interval, time.Second)
 	}
 	if p.probes != 0 {
-		base.Probes = p.probes
+		base.Probes = int(p.probes)
 	}
 	if p.userTimeout != 0 {
-		base.UserTimeout = time.Duration(p.userTimeout)
+		base.UserTimeout = roundUp(p.userTimeout, time.Millisecond)
 	}
 	return base, nil
+}
+
+// roundUp is what a kernel takes a time for that is not in its unit.
+func roundUp(d duration, unit time.Duration) time.Duration {
+	if rest := time.Duration(d) % unit; rest > 0 {
+		return time.Duration(d) - rest + unit
+	}
+	return time.Duration(d)
 }
 
 func (a *app) forecast() *cobra.Command {
@@ -82,14 +89,15 @@ func (a *app) forecast() *cobra.Command {
 		Short: "Say when the kernel would give a connection up, step by step",
 		Long: `forecast says when, by which rule and with which error the kernel gives a
 connection up whose peer is gone, for a policy and a situation. Without a policy
-it takes the system's defaults (Linux: 7200 s, 9 probes 75 s apart). Linux's timers may be
-late by up to an eighth, so there are two times: not before, and at the latest.
+it takes the system's defaults (Linux: 7200 s, 9 probes 75 s apart). Linux's
+timers may be late by up to an eighth, so there are two times: not before, and
+at the latest.
 
 Times count from the last segment received (idle, rebooted, close-wait), the
 write (in-flight, mid-probe-write, arp-failing), the SYN, the FIN, the cut
 (zero-window), or the shutting of the window (zero-window-alive).
 
-Situations: ` + strings.Join(situationNames(), ", ") + ".",
+Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: ")),
 		Example: `  deadpeer forecast --profile lan
   deadpeer forecast --within 90s --situation in-flight --rtt 40ms
   deadpeer forecast --situation in-flight --svg in-flight.svg
@@ -134,13 +142,10 @@ Situations: ` + strings.Join(situationNames(), ", ") + ".",
 			if svg == "-" || html == "-" {
 				return nil // stdout is the picture's
 			}
-			switch output {
-			case "json":
+			if output == "json" {
 				return a.forecastJSON(f, in)
-			case "table":
-				return a.forecastTable(f, in)
 			}
-			return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+			return a.forecastTable(f, in)
 		},
 	}
 	addOutput(cmd, &output, "table", "json")
@@ -194,6 +199,28 @@ func profileNames() (names []string) {
 		names = append(names, p.Name)
 	}
 	return names
+}
+
+// wrap breaks text between words for a terminal of 80 columns, used of which
+// are taken on the first line.
+func wrap(text string, used int) string {
+	const width = 80
+	var b strings.Builder
+	for word := range strings.FieldsSeq(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case b.Len() == 0:
+		case used+1+n > width:
+			b.WriteByte('\n')
+			used = 0
+		default:
+			b.WriteByte(' ')
+			used++
+		}
+		b.WriteString(word)
+		used += n
+	}
+	return b.String()
 }
 
 func suggestSituation(err error, situation string) error {
@@ -254,7 +281,7 @@ func (a *app) forecastTable(f forecast.Forecast, in forecast.Input) error {
 	}
 	errno := f.Errno
 	if errno == "" {
-		errno = "no error: the program is gone"
+		errno = "no error: it does not hold the connection"
 	}
 	fmt.Fprintf(w, "given up\t%s\t%s\n", stepTime(f.Earliest, f.Latest), bar(f.Earliest, "X"))
 	fmt.Fprintf(w, "\nrule %s, the program gets %s\n", f.Rule, errno)

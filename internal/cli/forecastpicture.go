@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
+	"time"
 
 	"deadpeer/forecast"
 	"deadpeer/internal/picture"
@@ -162,7 +164,7 @@ func forecastSentence(f forecast.Forecast, in forecast.Input) string {
 	}
 	text := fmt.Sprintf("The kernel gives the connection up %s after %s. Rule %s: %s.", stepTime(f.Earliest, f.Latest), words.start, f.Rule, ruleText(f, in))
 	if f.Errno == "" {
-		return text + " Nobody is told: the program is gone."
+		return text + " Nobody is told: no program holds the connection."
 	}
 	return text + " The program gets " + f.Errno + "."
 }
@@ -196,7 +198,7 @@ func ruleText(f forecast.Forecast, in forecast.Input) string {
 	case forecast.SYNACKRetries:
 		return fmt.Sprintf("tcp_synack_retries: %d", or(in.SYNRetries, 5))
 	case forecast.FinTimeout:
-		return fmt.Sprintf("tcp_fin_timeout of %s", seconds(max(in.FinTimeout, 0)))
+		return fmt.Sprintf("tcp_fin_timeout of %s", seconds(cmp.Or(in.FinTimeout, time.Minute)))
 	case forecast.Reset:
 		return "the first probe draws a RST from a peer that knows nothing of the connection"
 	case forecast.NoNeighbour:

@@ -22,13 +22,10 @@ rule (idle + probes times interval), the older rule of thumb (one interval
 more), and how many probes an hour a thousand idle, living connections cost.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			switch output {
-			case "table":
-				return a.profileTable()
-			case "json":
+			if output == "json" {
 				return a.profileJSON()
 			}
-			return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+			return a.profileTable()
 		},
 	}
 	addOutput(cmd, &output, "table", "json")

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -158,13 +157,7 @@ func (r *ruleLine) keys() map[string]func(string) error {
 	return map[string]func(string) error{
 		"match": text(&r.match), "cgroup": text(&r.cgroup), "unit": text(&r.unit),
 		"profile": text(&r.policy.profile), "within": r.policy.within.Set, "idle": r.policy.idle.Set, "interval": r.policy.interval.Set,
-		"probes": func(s string) (err error) {
-			if r.policy.probes, err = strconv.Atoi(s); err != nil {
-				return fmt.Errorf("%q is no number", conn.Printable(s))
-			}
-			return nil
-		},
-		"user_timeout": r.policy.userTimeout.Set,
-		"in_flight":    truth(&r.inFlight), "new": truth(&r.new), "enforce": truth(&r.enforce),
+		"probes": r.policy.probes.Set, "user_timeout": r.policy.userTimeout.Set,
+		"in_flight": truth(&r.inFlight), "new": truth(&r.new), "enforce": truth(&r.enforce),
 	}
 }

@@ -40,7 +40,7 @@ func TestParseRulesRefuses(t *testing.T) {
 		"- {within: 90s, enforce: true}":        "line 1, column 3: enforce needs new",
 		"- {idle: 9s, new: true}":               "line 1, column 3: new needs within",
 		"- match: a = 1":                        "give a policy",
-		"- {probes: x}":                         `"x" is no number`,
+		"- {probes: x}":                         `"x" is not a number from 1 on`,
 		"- {within: 90s, ? [a] : b}":            "unknown key",
 		"- \x00":                                "control characters",
 		strings.Repeat("- {within: 90s}\n", 65): "65 rules, allowed are 64",

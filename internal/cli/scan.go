@@ -32,16 +32,10 @@ up, however long the peer is gone.`,
 			if err != nil {
 				return err
 			}
-			e := a.engine()
-			switch a.common.by {
-			case "", "peer":
-			case "program", "unit":
-				if req.NoOwners {
-					return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", a.common.by))
-				}
-			default:
-				return usage(fmt.Errorf("--by: %q is not one of program, unit, peer", a.common.by))
+			if by := a.common.by; req.NoOwners && (by == "program" || by == "unit") {
+				return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", by))
 			}
+			e := a.engine()
 			if req.NoOwners && !req.Filter.NeedsOwners() && len(req.Databases) == 0 {
 				return a.stream(cmd.Context(), e, req)
 			}
@@ -55,7 +49,7 @@ up, however long the peer is gone.`,
 	}
 	a.addCommon(cmd, false)
 	a.addDatabases(cmd)
-	cmd.Flags().StringVar(&a.common.by, "by", "", "`group` by program, unit or peer: connections, blind, worst detection time")
+	addChoice(cmd, &a.common.by, "by", "", "`group` by program, unit or peer: connections, blind, worst detection time", "program", "unit", "peer")
 	cmd.Flags().BoolVar(&a.common.noOwners, "no-owners", false, "do not look for the processes that hold the connections (faster)")
 	return cmd
 }
@@ -140,8 +134,8 @@ gone; where that fails, by its socket, and the session seen to be gone.`,
 			if err != nil {
 				return err
 			}
-			if req.Via, err = viaFlag(via, len(req.Databases) > 0); err != nil {
-				return err
+			if req.Via = engine.Via(via); req.Via == engine.ViaDatabase && len(req.Databases) == 0 {
+				return usage(errors.New("--via database needs --db"))
 			}
 			if cmd.Flags().Changed("session") {
 				if req.Filter, err = a.nameSession(cmd.Context(), req, session); err != nil {
@@ -158,7 +152,9 @@ gone; where that fails, by its socket, and the session seen to be gone.`,
 	a.addCommon(cmd, true)
 	a.addDatabases(cmd)
 	f := cmd.Flags()
-	f.StringVar(&via, "via", string(engine.ViaAuto), "`way` to end connections with a session: auto, database or socket")
+	via = string(engine.ViaAuto)
+	addChoice(cmd, &via, "via", "", "`way` to end connections with a session: auto, database or socket",
+		string(engine.ViaAuto), string(engine.ViaDatabase), string(engine.ViaSocket))
 	f.StringVar(&session, "session", "", "only the connection of the database session with this `ID` (needs --db)")
 	f.BoolVar(&yes, "yes", false, "act; without it only the plan is shown")
 	f.BoolVar(&despiteOutage, "despite-outage", false, "release although our own side of the path seems gone")

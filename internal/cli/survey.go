@@ -53,11 +53,6 @@ when it is not known.`,
   deadpeer survey --max 15m --resolution 1s --state nlb.json --yes www.example.com:443`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, words []string) error {
-			switch a.common.output {
-			case "table", "json", "jsonl":
-			default:
-				return usage(fmt.Errorf("--output: %q is not one of table, json, jsonl", a.common.output))
-			}
 			o := survey.Options{
 				Max: cmp.Or(time.Duration(longest), survey.DefaultMax), Resolution: time.Duration(resolution), Connections: connections,
 			}
@@ -98,7 +93,7 @@ func (a *app) surveyTarget(ctx context.Context, o *survey.Options, target, state
 	}
 	if ip := o.Addr.Addr(); !yes && !ip.IsLoopback() && !ip.IsPrivate() && !ip.IsLinkLocalUnicast() {
 		return usage(fmt.Errorf("%v is neither loopback nor private: --yes says that up to %d connections may be held open to it",
-			ip, max(o.Connections, survey.DefaultConnections)))
+			ip, o.Connections))
 	}
 	return nil
 }

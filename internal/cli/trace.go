@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,20 +40,18 @@ peer's kernel is there, not its program.`,
   sudo deadpeer trace --svg probes.svg 'dst 10.0.0.9'
   deadpeer trace -r probes.pcapng -o jsonl`,
 		RunE: func(cmd *cobra.Command, words []string) error {
-			var out tracing
-			switch a.common.output {
-			case "table":
-				out = &traceLines{w: a.stdout, seen: map[endpoints]bool{}}
-			case "jsonl":
+			var out tracing = newTraceLines(a.stdout)
+			if a.common.output == "jsonl" {
 				out = &traceJSON{enc: json.NewEncoder(a.stdout)}
-			default:
-				return usage(fmt.Errorf("--output: %q is not one of table, jsonl", a.common.output))
 			}
 			if svg == "-" || html == "-" {
 				return usage(errors.New("--svg and --html: give a file; stdout has the lines"))
 			}
 			var drawing *tracePicture
 			if svg != "" || html != "" {
+				if err := errors.Join(mayCreate("--svg", svg), mayCreate("--html", html)); err != nil {
+					return err
+				}
 				drawing = newTracePicture(out)
 				out = drawing
 			}
@@ -87,6 +87,21 @@ peer's kernel is there, not its program.`,
 	return cmd
 }
 
+// mayCreate finds out before a long trace whether a file can be written.
+func mayCreate(flag, name string) error {
+	if name == "" {
+		return nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o666)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", flag, err)
+	}
+	return nil
+}
+
 // drawTrace writes the pictures that were asked for.
 func (a *app) drawTrace(p *tracePicture, svg, html string) error {
 	if p == nil {
@@ -108,6 +123,7 @@ func (a *app) drawTrace(p *tracePicture, svg, html string) error {
 // tracing writes what a trace tells.
 type tracing interface {
 	event(t *engine.Traced) error
+	end() error
 }
 
 func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, lasts time.Duration, write string, out tracing) (err error) {
@@ -130,6 +146,7 @@ func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, lasts time
 		}
 	}
 	stats, err := engine.New(engine.Options{}).Trace(ctx, req, out.event)
+	err = errors.Join(err, out.end())
 	if req.Save != nil {
 		err = errors.Join(err, req.Save.Flush())
 	}
@@ -175,8 +192,11 @@ func (a *app) traceFile(ctx context.Context, name string, filter *conn.Filter, o
 		tracker.Feed(s, emit)
 		return failed
 	})
-	if err != nil && failed == nil {
-		return fmt.Errorf("--read %s: %w", name, err)
+	if failed == nil {
+		failed = out.end()
+		if err != nil {
+			return errors.Join(fmt.Errorf("--read %s: %w", name, err), failed)
+		}
 	}
 	if n := r.Skipped(wire.UnknownLink); n > 0 {
 		return errors.Join(failed, &exit{exitPartly, fmt.Errorf("%s are of a kind of link that is not understood", count(n, "packet"))})
@@ -192,7 +212,27 @@ type endpoints struct{ local, peer netip.AddrPort }
 // traceLines writes a line for each probe once it is known what became of it.
 type traceLines struct {
 	w    io.Writer
-	seen map[endpoints]bool // introduced
+	seen map[endpoints]bool       // introduced
+	open map[endpoints]wire.Event // probes whose outcome is not known yet
+}
+
+func newTraceLines(w io.Writer) *traceLines {
+	return &traceLines{w: w, seen: map[endpoints]bool{}, open: map[endpoints]wire.Event{}}
+}
+
+// end tells of the probes that were on their way when the trace ended.
+func (l *traceLines) end() error {
+	var errs []error
+	for _, e := range slices.SortedFunc(maps.Values(l.open), func(a, b wire.Event) int { return a.Time.Compare(b.Time) }) {
+		e.About = e.Kind
+		errs = append(errs, l.line(e.Time, e.Local, e.Peer, l.probe(&engine.Traced{Event: &e})+", no answer before the trace ended"))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *traceLines) line(at time.Time, local, peer netip.AddrPort, text string) error {
+	_, err := fmt.Fprintf(l.w, "%s  %v → %v  %s\n", at.Local().Format("15:04:05.000"), local, peer, text)
+	return err
 }
 
 func (l *traceLines) event(t *engine.Traced) error {
@@ -201,8 +241,12 @@ func (l *traceLines) event(t *engine.Traced) error {
 	}
 	at := t.Time
 	var text string
+	delete(l.open, endpoints{t.Local, t.Peer})
 	switch t.Kind {
 	case wire.Probe, wire.WindowProbe:
+		if len(l.open) < wire.DefaultFlows { // of a connection too many, nothing may come any more
+			l.open[endpoints{t.Local, t.Peer}] = *t.Event
+		}
 		return nil // told with its outcome
 	case wire.Answer:
 		if t.About == wire.Retransmission {
@@ -228,13 +272,13 @@ func (l *traceLines) event(t *engine.Traced) error {
 	case wire.GiveUp:
 		text = "gives up: reset"
 	case wire.Reset:
+		delete(l.open, endpoints{t.Peer, t.Local})
 		text = "reset"
 		if t.RTT > 0 {
 			text = fmt.Sprintf("reset, %s after probe %d: it does not know the connection", latency(t.RTT), t.N)
 		}
 	}
-	_, err := fmt.Fprintf(l.w, "%s  %v → %v  %s\n", at.Local().Format("15:04:05.000"), t.Local, t.Peer, text)
-	return err
+	return l.line(at, t.Local, t.Peer, text)
 }
 
 // introduce says once what is known of the prober's socket.
@@ -269,6 +313,8 @@ func latency(d time.Duration) string {
 
 // traceJSON writes an object for each event.
 type traceJSON struct{ enc *json.Encoder }
+
+func (*traceJSON) end() error { return nil } // a probe is told when it is sent
 
 type jsonTraced struct {
 	At          time.Time `json:"at"`

@@ -57,6 +57,8 @@ func (p *tracePicture) event(t *engine.Traced) error {
 	return p.next.event(t)
 }
 
+func (p *tracePicture) end() error { return p.next.end() }
+
 func (p *tracePicture) keep(t *engine.Traced) {
 	at := endpoints{t.Local, t.Peer}
 	if f := p.flows[endpoints{t.Peer, t.Local}]; f != nil && t.Kind == wire.Reset {
@@ -142,8 +144,13 @@ func (p *tracePicture) draw() picture.Picture {
 				end = s.at
 			}
 		}
-		if f.foreseen != nil && f.foreseenAt.Add(f.foreseen.Earliest).After(end) {
-			end = f.foreseenAt.Add(f.foreseen.Earliest)
+		if f.foreseen != nil {
+			if f.foreseenAt.Before(start) { // its step is one of those dropped
+				start = f.foreseenAt
+			}
+			if at := f.foreseenAt.Add(f.foreseen.Earliest); at.After(end) {
+				end = at
+			}
 		}
 	}
 	pic := picture.Picture{

@@ -35,6 +35,7 @@ type scene struct {
 type nowhere struct{}
 
 func (nowhere) event(*engine.Traced) error { return nil }
+func (nowhere) end() error                 { return nil }
 
 func moment(seconds float64) time.Time {
 	return time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC).Add(time.Duration(seconds * float64(time.Second)))
@@ -151,6 +152,27 @@ func TestTracePictureBounds(t *testing.T) {
 	for _, want := range []string{"3 connections more not drawn", fmt.Sprintf("only the last %d steps", drawnSteps)} {
 		if !strings.Contains(notes, want) {
 			t.Errorf("notes do not say %q:\n%s", want, notes)
+		}
+	}
+}
+
+// What was foreseen begins with a step that there is no room for any more.
+func TestForecastOfDroppedStep(t *testing.T) {
+	t.Parallel()
+	p := newTracePicture(nowhere{})
+	s := scene{p, netip.MustParseAddrPort("10.0.0.1:3050"), netip.MustParseAddrPort("10.0.0.9:40112")}
+	for i := range drawnSteps + 20 {
+		s.tell(t, wire.Event{Kind: wire.Probe, Time: moment(float64(10 * i)), N: i + 1})
+	}
+	pic := p.draw()
+	for _, span := range pic.Spans {
+		if span.From < 0 {
+			t.Errorf("%+v begins outside of the picture", span)
+		}
+	}
+	for _, m := range pic.Marks {
+		if m.Earliest < 0 {
+			t.Errorf("%+v is outside of the picture", m)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"strings"
@@ -54,13 +55,10 @@ It changes nothing and needs no privilege.`,
 			if err != nil {
 				return err
 			}
-			switch output {
-			case "table":
-				err = a.tuneTable(state)
-			case "json":
+			if output == "json" {
 				err = a.tuneJSON(state)
-			default:
-				return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+			} else {
+				err = a.tuneTable(state)
 			}
 			if err == nil && state.JournalErr != nil {
 				return &exit{exitPartly, state.JournalErr}
@@ -77,17 +75,11 @@ func (a *app) tuneTable(state engine.Tuning) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tNOW\tAT BOOT\tDEFAULT\tSET BY")
 	for _, s := range state.Settings {
-		now, boot, by := "?", "-", "-"
-		if s.Live != nil {
-			now = s.Text(*s.Live)
-		}
-		if state.NoFile == "" || s.Persisted != nil {
-			boot = s.Text(s.AtBoot())
-		}
+		by := "-"
 		if s.Persisted != nil {
 			by = conn.Printable(s.Persisted.Where())
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, now, boot, s.Text(s.Default), by)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, tuneText(s, s.Live, "?"), tuneText(s, atBoot(state, s), "-"), s.Text(s.Default), by)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -98,6 +90,22 @@ func (a *app) tuneTable(state engine.Tuning) error {
 	}
 	a.tuneRemarks(state)
 	return nil
+}
+
+// atBoot is what will be in force after the next boot, nil where no file of
+// this host decides that.
+func atBoot(state engine.Tuning, s engine.TuneSetting) *int64 {
+	if state.NoFile != "" && s.Persisted == nil {
+		return nil
+	}
+	return new(s.AtBoot())
+}
+
+func tuneText(s engine.TuneSetting, v *int64, unknown string) string {
+	if v == nil {
+		return unknown
+	}
+	return s.Text(*v)
 }
 
 // tuneRemarks says what the table has no column for.
@@ -255,13 +263,14 @@ its default, and what depends on it. Names are found whatever their case.`,
 			if err != nil {
 				return usage(err)
 			}
+			w := bufio.NewWriter(a.stdout)
 			for i, e := range entries {
 				if i > 0 {
-					fmt.Fprintln(a.stdout)
+					fmt.Fprintln(w)
 				}
-				fmt.Fprintf(a.stdout, "%s (%s)\n  %s\n  where    %s\n  type     %s\n  default  %s\n  by hand  %s\n", e.Name, e.System, e.Decides, e.Where, e.Type, e.Default, e.ByHand)
+				fmt.Fprintf(w, "%s (%s)\n  %s\n  where    %s\n  type     %s\n  default  %s\n  by hand  %s\n", e.Name, e.System, e.Decides, e.Where, e.Type, e.Default, e.ByHand)
 			}
-			return nil
+			return w.Flush()
 		},
 	}
 }

@@ -51,10 +51,7 @@ func (a *app) tuneJSON(state engine.Tuning) error {
 	for _, s := range state.Settings {
 		j := jsonTuneSetting{
 			Name: s.Name, Part: string(s.Part), Unit: string(s.Unit), Live: s.Live, Default: s.Default,
-			Persisted: persistedJSON(s.Persisted), Second: persistedJSON(s.Second), Differs: s.Differs, Decides: s.Decides,
-		}
-		if state.NoFile == "" || s.Persisted != nil {
-			j.AtBoot = new(s.AtBoot())
+			AtBoot: atBoot(state, s), Persisted: persistedJSON(s.Persisted), Second: persistedJSON(s.Second), Differs: s.Differs, Decides: s.Decides,
 		}
 		out.Parameters = append(out.Parameters, j)
 	}

@@ -284,7 +284,7 @@ type jsonTuneDiff struct {
 	Name   string `json:"name"`
 	Unit   string `json:"unit"`
 	Live   *int64 `json:"live"`
-	AtBoot int64  `json:"at_boot"`
+	AtBoot *int64 `json:"at_boot"` // nil where no file of this host decides
 	Wanted int64  `json:"wanted"`
 }
 
@@ -301,18 +301,14 @@ func (a *app) showDiff(state engine.Tuning, values map[engine.TunePart]int64, ou
 			}
 			wanted = s.InUnit(v)
 		}
-		if (s.Live == nil || *s.Live == wanted) && (state.NoFile != "" && s.Persisted == nil || s.AtBoot() == wanted) {
+		boot := atBoot(state, s)
+		if (s.Live == nil || *s.Live == wanted) && (boot == nil || *boot == wanted) {
 			continue
 		}
-		now := "?"
-		if s.Live != nil {
-			now = s.Text(*s.Live)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, now, s.Text(s.AtBoot()), s.Text(wanted))
-		list = append(list, jsonTuneDiff{s.Name, string(s.Unit), s.Live, s.AtBoot(), wanted})
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, tuneText(s, s.Live, "?"), tuneText(s, boot, "-"), s.Text(wanted))
+		list = append(list, jsonTuneDiff{s.Name, string(s.Unit), s.Live, boot, wanted})
 	}
-	switch output {
-	case "json":
+	if output == "json" {
 		out := struct {
 			Schema int            `json:"schema"`
 			Differ []jsonTuneDiff `json:"differ"`
@@ -320,12 +316,10 @@ func (a *app) showDiff(state engine.Tuning, values map[engine.TunePart]int64, ou
 		enc := json.NewEncoder(a.stdout)
 		enc.SetEscapeHTML(false)
 		return enc.Encode(out)
-	case "table":
-		if len(list) == 0 {
-			a.say("nothing differs")
-			return nil
-		}
-		return w.Flush()
 	}
-	return usage(fmt.Errorf("--output: %q is not one of table, json", output))
+	if len(list) == 0 {
+		a.say("nothing differs")
+		return nil
+	}
+	return w.Flush()
 }

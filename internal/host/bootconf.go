@@ -14,7 +14,7 @@ import (
 
 // confFile is one configuration file as the readers see it.
 type confFile struct {
-	dir     string // such as /etc/sysctl.d; "" for /etc/sysctl.conf
+	dir     string // such as /etc/sysctl.d; "" for files of /etc itself, read after all others
 	name    string
 	content []byte
 	masked  bool // there, but it says nothing: a symlink to /dev/null or to nothing, or a folder
@@ -22,7 +22,7 @@ type confFile struct {
 
 func (f confFile) path() string {
 	if f.dir == "" {
-		return sysctlConf
+		return "/etc/" + f.name
 	}
 	return f.dir + "/" + f.name
 }

@@ -59,26 +59,32 @@ func (b *bsd) writable(string) error {
 
 func (b *bsd) bootID() (string, error) { return b.booted() }
 
-// boot reads /etc/sysctl.conf, which /etc/rc.d/sysctl goes through line by
-// line, so that the last one counts.
+// boot reads /etc/sysctl.conf and then, on FreeBSD, /etc/sysctl.conf.local
+// (sysctl.conf(5)), which /etc/rc.d/sysctl goes through line by line, so that
+// the last one counts.
 func (b *bsd) boot(file *content) (bootView, error) {
 	view := bootView{reader: "/etc/rc.d/sysctl"}
 	if b.macOS {
 		view.reader = "older macOS"
 	}
-	f := confFile{name: strings.TrimPrefix(sysctlConf, "/etc/")}
-	switch {
-	case file != nil && file.absent:
-		f.masked = true
-	case file != nil:
-		f.content = file.bytes
-	default:
-		var err error
-		f.content, err = readLimited(filepath.Join(b.root, sysctlConf), maxConf)
-		if f.masked = errors.Is(err, fs.ErrNotExist); err != nil && !f.masked {
-			return view, err
-		}
+	names := []string{sysctlConf}
+	if !b.macOS {
+		names = append(names, sysctlConf+".local")
 	}
-	view.winner = func(p Parameter) (Persisted, bool) { return procps.winner(p, []confFile{f}) }
+	var files []confFile
+	for _, name := range names {
+		f := confFile{name: strings.TrimPrefix(name, "/etc/")}
+		if name == sysctlConf && file != nil {
+			f.content, f.masked = file.bytes, file.absent
+		} else {
+			var err error
+			f.content, err = readLimited(filepath.Join(b.root, name), maxConf)
+			if f.masked = errors.Is(err, fs.ErrNotExist); err != nil && !f.masked {
+				return view, err
+			}
+		}
+		files = append(files, f)
+	}
+	view.winner = func(p Parameter) (Persisted, bool) { return procps.winner(p, files) }
 	return view, nil
 }

@@ -81,6 +81,21 @@ func TestFreeBSD(t *testing.T) {
 	}
 }
 
+// What rc.d/sysctl reads last wins over what is set.
+func TestFreeBSDLocal(t *testing.T) {
+	h, _ := fakeBSD(t, false)
+	if err := os.WriteFile(filepath.Join(h.options.Root, "etc/sysctl.conf.local"), []byte("\nnet.inet.tcp.keepidle=600000\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := h.Set(t.Context(), Change{Values: map[Part]int64{Idle: 30, Interval: 10}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.Lost) != 1 || plan.Lost[0].Winner != (Persisted{600_000, "/etc/sysctl.conf.local", 2}) {
+		t.Errorf("lost %+v", plan.Lost)
+	}
+}
+
 func TestMacOS(t *testing.T) {
 	h, values := fakeBSD(t, true)
 	plan, err := h.Set(t.Context(), Change{Values: map[Part]int64{Idle: 30}})

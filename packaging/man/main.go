@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 
 	"deadpeer/internal/cli"
@@ -34,6 +36,23 @@ func write(dir string) error {
 		return err
 	}
 	root := cli.Command()
+	root.InitDefaultVersionFlag()
 	root.DisableAutoGenTag = true
+	verbatim(root)
 	return doc.GenManTree(root, &doc.GenManHeader{Section: "8", Source: "deadpeer", Manual: "System administration"}, dir)
+}
+
+// verbatim keeps the lines of tables apart: what renders the pages takes only
+// lines for it that are indented by four.
+func verbatim(cmd *cobra.Command) {
+	lines := strings.Split(cmd.Long, "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, "  ") {
+			lines[i] = "    " + line
+		}
+	}
+	cmd.Long = strings.Join(lines, "\n")
+	for _, sub := range cmd.Commands() {
+		verbatim(sub)
+	}
 }

@@ -48,7 +48,8 @@ func (a *app) tuneShow() *cobra.Command {
 will have after the next boot, and the file and line that sets them then: of all
 files that systemd-sysctl(8) and sysctl(8) --system read, by the rules of the one
 this host boots with. Where the other would come to another value, that is said.
-It changes nothing and needs no privilege.`,
+It changes nothing and needs no privilege but to read those files; without it the
+values in force are shown, with exit code 3.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			state, err := engine.New(engine.Options{}).Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
@@ -60,10 +61,7 @@ It changes nothing and needs no privilege.`,
 			} else {
 				err = a.tuneTable(state)
 			}
-			if err == nil && state.JournalErr != nil {
-				return &exit{exitPartly, state.JournalErr}
-			}
-			return err
+			return errors.Join(err, notAll(state))
 		},
 	}
 	addOutput(cmd, &output, "table", "json")
@@ -92,10 +90,21 @@ func (a *app) tuneTable(state engine.Tuning) error {
 	return nil
 }
 
+// notAll says what could not be read.
+func notAll(state engine.Tuning) error {
+	switch {
+	case state.BootErr != nil:
+		return &exit{exitPartly, fmt.Errorf("what the next boot sets is not known: %w", state.BootErr)}
+	case state.JournalErr != nil:
+		return &exit{exitPartly, state.JournalErr}
+	}
+	return nil
+}
+
 // atBoot is what will be in force after the next boot, nil where no file of
-// this host decides that.
+// this host decides that, or it is not known.
 func atBoot(state engine.Tuning, s engine.TuneSetting) *int64 {
-	if state.NoFile != "" && s.Persisted == nil {
+	if state.BootErr != nil || state.NoFile != "" && s.Persisted == nil {
 		return nil
 	}
 	return new(s.AtBoot())

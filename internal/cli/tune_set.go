@@ -271,7 +271,7 @@ or, where none is given, with the system's own defaults. It lists what differs.`
 			if err != nil {
 				return err
 			}
-			return a.showDiff(state, values, output)
+			return errors.Join(a.showDiff(state, values, output), notAll(state))
 		},
 	}
 	flags.add(cmd)
@@ -284,7 +284,7 @@ type jsonTuneDiff struct {
 	Name   string `json:"name"`
 	Unit   string `json:"unit"`
 	Live   *int64 `json:"live"`
-	AtBoot *int64 `json:"at_boot"` // nil where no file of this host decides
+	AtBoot *int64 `json:"at_boot"` // nil where no file of this host decides, or it is not known
 	Wanted int64  `json:"wanted"`
 }
 

@@ -67,6 +67,9 @@ type State struct {
 	Settings []Setting
 	// NoFile says why Set writes no file for the next boot, "" when it does.
 	NoFile string
+	// BootErr says why it is not known what the next boot will set: a file may
+	// be root's to read. nil when it is.
+	BootErr error
 	// Changed is when deadpeer first changed what it has not put back; zero
 	// when nothing is changed. Interrupted: the last change was killed.
 	Changed     time.Time
@@ -112,13 +115,13 @@ func (s State) Part(part Part) (setting Setting, ok bool) {
 }
 
 // Show reads what is in force and what the next boot will set. It changes
-// nothing and needs no privilege.
+// nothing and needs no privilege but the right to read the files.
 func (h *Host) Show() (State, error) {
 	view, err := h.sys.boot(nil)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return State{}, err
 	}
-	s := State{Reader: view.reader, Other: view.other}
+	s := State{Reader: view.reader, Other: view.other, BootErr: err}
 	if h.sys.told() { // else what is set is for the next boot anyway
 		_, s.NoFile = h.sys.file()
 	}
@@ -131,7 +134,7 @@ func (h *Host) Show() (State, error) {
 				setting.Live = &v
 			}
 		}
-		if s.NoFile == "" {
+		if s.NoFile == "" && s.BootErr == nil {
 			setting.look(view)
 		}
 		s.Settings = append(s.Settings, setting)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -488,4 +489,29 @@ func TestLock(t *testing.T) {
 	}
 	release()
 	w.set(lan())
+}
+
+// Hardened hosts keep the files to root: what is in force is shown all the
+// same.
+func TestShowWithoutTheFiles(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.write("/etc/sysctl.d/60-theirs.conf", timeKey+" = 600\n")
+	ok(t, os.Chmod(filepath.Join(w.root, "/etc/sysctl.d/60-theirs.conf"), 0o600))
+	h, err := New(Options{Root: w.root, StateDir: w.state})
+	ok(t, err)
+	var state State
+	runtime.LockOSThread() // another user's until asNobody returns
+	defer runtime.UnlockOSThread()
+	err = asNobody(func() (err error) {
+		state, err = h.Show()
+		return err
+	})
+	if errors.Is(err, unix.EINVAL) {
+		t.Skip("in this user namespace there is nobody else")
+	}
+	ok(t, err)
+	if s, _ := state.Part(Idle); !errors.Is(state.BootErr, fs.ErrPermission) || s.Live == nil || s.Persisted != nil {
+		t.Errorf("%+v, %v", s, state.BootErr)
+	}
 }

@@ -108,17 +108,17 @@ func (*linux) bootID() (string, error) {
 
 // boot reads what both programs would read.
 func (l *linux) boot(file *content) (bootView, error) {
-	files, err := l.confFiles()
-	if err != nil {
-		return bootView{}, fmt.Errorf("read sysctl.d: %w", err)
-	}
-	if file != nil {
-		files = overlay(files, *file)
-	}
 	// sd_booted(3) looks for this folder, too.
 	mine, other := systemd, procps
 	if _, err := os.Stat(filepath.Join(l.root, "run/systemd/system")); err != nil {
 		mine, other = procps, systemd
+	}
+	files, err := l.confFiles()
+	if err != nil {
+		return bootView{reader: string(mine), other: string(other)}, fmt.Errorf("read sysctl.d: %w", err)
+	}
+	if file != nil {
+		files = overlay(files, *file)
 	}
 	return bootView{
 		reader: string(mine), other: string(other),

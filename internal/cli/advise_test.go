@@ -113,7 +113,8 @@ func TestAttachCommand(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"postgres": "'comm = postgres'", "kworker/0:1": "'comm = kworker/0:1'",
-		"it's": "'comm = NAME'", "(sd-pam)": "'comm = NAME'", "a||uid=0": "'comm = NAME'", "x or y": "'comm = NAME'", "*": "'comm = NAME'", "é": "'comm = NAME'",
+		"(sd-pam)": `'comm = "(sd-pam)"'`, "a||uid=0": `'comm = "a||uid=0"'`, "x or y": `'comm = "x or y"'`, "é": "'comm = é'",
+		"it's": "'comm = NAME'", "*": "'comm = NAME'", `a"b`: "'comm = NAME'", `\x1b`: "'comm = NAME'",
 	} {
 		got := attachCommand(&advice{}, &advise.Program{Name: name})
 		if !strings.HasSuffix(got, " --new "+want) {

@@ -304,11 +304,9 @@ func (t *adviseWriter) generic(v *advice, p *advise.Program) {
 }
 
 func attachCommand(v *advice, p *advise.Program) string {
-	name := p.Name
-	// Anything else the filter or a shell may take for more than a name.
-	if strings.ContainsFunc(name, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-+@:/", r))
-	}) {
+	name := conn.Quote(p.Name)
+	// What a shell, or the pattern, would take for more than a name.
+	if strings.ContainsAny(name, `'\*?[`) {
 		name = "NAME"
 	}
 	return fmt.Sprintf("deadpeer attach %s --new 'comm = %s'", policyArguments(v.Policy), name)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"deadpeer/internal/conn"
 	"deadpeer/internal/journal"
 )
 
@@ -36,5 +37,20 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("%d, said %q, want %q", code, said.String(), test.want)
 			}
 		})
+	}
+}
+
+// What a flag selects is one value, whatever is in it.
+func TestSelectionByName(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"tmux: server", "(sd-pam)", "a or uid = 0", `say "hi"`, `back\slash`, "or", "sshd*"} {
+		f, err := conn.ParseFilter(common{comm: name, pid: 4}.predicates(), conn.Resolver{})
+		if err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		if want := "pid = 4 and comm = " + conn.Quote(name); f.String() != want {
+			t.Errorf("%q: %s, want %s", name, f, want)
+		}
 	}
 }

@@ -228,7 +228,7 @@ func (c common) predicates() []string {
 			if len(words) > 0 {
 				words = append(words, "and")
 			}
-			words = append(words, name, "=", value)
+			words = append(words, name, "=", conn.Quote(value))
 		}
 	}
 	if c.pid != 0 {

@@ -97,8 +97,8 @@ func (p *parser) addWord(text string, start int, literal bool) {
 	p.tokens = append(p.tokens, t)
 }
 
-// quoteWord is the inverse of lexWord.
-func quoteWord(s string) string {
+// Quote gives a value of a filter as one word, whatever is in it.
+func Quote(s string) string {
 	plain := s != ""
 	for _, r := range s {
 		if unicode.IsSpace(r) || strings.ContainsRune(operators+`"\`, r) {

@@ -66,7 +66,7 @@ func predText(n node, equal string) string {
 	case markPred:
 		return fmt.Sprintf("fwmark %s %#x/%#x", equal, n.value, n.mask)
 	case globPred:
-		return fields[n.field].name + " " + equal + " " + quoteWord(n.pattern)
+		return fields[n.field].name + " " + equal + " " + Quote(n.pattern)
 	case numPred:
 		if n.op != opEQ {
 			equal = opText[n.op]

@@ -28,7 +28,7 @@ func Features() []Feature {
 			return loaded(load(spec, &o), &o)
 		}),
 		try("policy on new connections (BPF sockops)", "the kernel takes the program", func() error {
-			return loadOfHook(hookProgGreet, hookProgList)
+			return loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored)
 		}),
 		try("hold programs to a policy (BPF setsockopt hook)", "the kernel takes the program", func() error {
 			return loadOfHook(hookProgEnforce)

@@ -104,6 +104,16 @@ func (o HookOptions) check() error {
 	return nil
 }
 
+// given is what a connection has of the policy.
+func (r Rule) given() keepalive.Policy {
+	p := r.Policy
+	p.Idle, p.Interval = time.Duration(whole(p.Idle, time.Second))*time.Second, time.Duration(whole(p.Interval, time.Second))*time.Second
+	if p.UserTimeout = max(p.UserTimeout, -1); p.UserTimeout > 0 {
+		p.UserTimeout = time.Duration(whole(p.UserTimeout, time.Millisecond)) * time.Millisecond
+	}
+	return p
+}
+
 func (r Rule) check() error {
 	for _, p := range []Ports{r.Local, r.Peer} {
 		if p.Low > p.High {
@@ -137,8 +147,8 @@ func validID(id string) bool {
 // labelLen is the size of the map that holds a label (c/hook.c).
 const labelLen = 32 << 10
 
-// keptVersion is that of struct kept in c/hook.c: raise it when that changes.
-const keptVersion = 1
+// keptVersion is that of struct place in c/hook.c: raise it when that changes.
+const keptVersion = 2
 
 // storedLabel is a label as it is kept.
 type storedLabel struct {
@@ -166,3 +176,6 @@ func decodeLabel(b []byte) (l storedLabel, err error) {
 	}
 	return l, nil
 }
+
+// whole rounds up; what is negative is 0.
+func whole(d, unit time.Duration) int64 { return int64((max(d, 0) + unit - 1) / unit) }

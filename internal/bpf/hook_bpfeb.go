@@ -17,6 +17,7 @@ type hookKept struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Netns  uint32
+	Rule   uint32
 	Before struct {
 		_             structs.HostLayout
 		Idle          uint32
@@ -29,11 +30,16 @@ type hookKept struct {
 		Keepalive     uint8
 		Unused        uint8
 	}
-	Idle          uint32
-	Interval      uint32
-	UserTimeoutMs int32
-	Probes        uint32
-	Unused        uint32
+}
+
+type hookPlace struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Checksum uint32
+	Kept     hookKept
 }
 
 type hookRule struct {
@@ -56,14 +62,16 @@ type hookRule struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	hookMapChanged   = "changed"
-	hookMapCounters  = "counters"
-	hookMapLabel     = "label"
-	hookProgEnforce  = "enforce"
-	hookProgGreet    = "greet"
-	hookProgList     = "list"
-	hookVarRuleCount = "rule_count"
-	hookVarRules     = "rules"
+	hookMapCounters    = "counters"
+	hookMapLabel       = "label"
+	hookMapPlaces      = "places"
+	hookMapStored      = "stored"
+	hookProgEnforce    = "enforce"
+	hookProgGreet      = "greet"
+	hookProgListPlaced = "list_placed"
+	hookProgListStored = "list_stored"
+	hookVarRuleCount   = "rule_count"
+	hookVarRules       = "rules"
 )
 
 // loadHook returns the embedded CollectionSpec for hook.
@@ -108,18 +116,20 @@ type hookSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hookProgramSpecs struct {
-	Enforce *ebpf.ProgramSpec `ebpf:"enforce"`
-	Greet   *ebpf.ProgramSpec `ebpf:"greet"`
-	List    *ebpf.ProgramSpec `ebpf:"list"`
+	Enforce    *ebpf.ProgramSpec `ebpf:"enforce"`
+	Greet      *ebpf.ProgramSpec `ebpf:"greet"`
+	ListPlaced *ebpf.ProgramSpec `ebpf:"list_placed"`
+	ListStored *ebpf.ProgramSpec `ebpf:"list_stored"`
 }
 
 // hookMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hookMapSpecs struct {
-	Changed  *ebpf.MapSpec `ebpf:"changed"`
 	Counters *ebpf.MapSpec `ebpf:"counters"`
 	Label    *ebpf.MapSpec `ebpf:"label"`
+	Places   *ebpf.MapSpec `ebpf:"places"`
+	Stored   *ebpf.MapSpec `ebpf:"stored"`
 }
 
 // hookVariableSpecs contains global variables before they are loaded into the kernel.
@@ -150,16 +160,18 @@ func (o *hookObjects) Close() error {
 //
 // It can be passed to loadHookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hookMaps struct {
-	Changed  *ebpf.Map `ebpf:"changed"`
 	Counters *ebpf.Map `ebpf:"counters"`
 	Label    *ebpf.Map `ebpf:"label"`
+	Places   *ebpf.Map `ebpf:"places"`
+	Stored   *ebpf.Map `ebpf:"stored"`
 }
 
 func (m *hookMaps) Close() error {
 	return _HookClose(
-		m.Changed,
 		m.Counters,
 		m.Label,
+		m.Places,
+		m.Stored,
 	)
 }
 
@@ -175,16 +187,18 @@ type hookVariables struct {
 //
 // It can be passed to loadHookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hookPrograms struct {
-	Enforce *ebpf.Program `ebpf:"enforce"`
-	Greet   *ebpf.Program `ebpf:"greet"`
-	List    *ebpf.Program `ebpf:"list"`
+	Enforce    *ebpf.Program `ebpf:"enforce"`
+	Greet      *ebpf.Program `ebpf:"greet"`
+	ListPlaced *ebpf.Program `ebpf:"list_placed"`
+	ListStored *ebpf.Program `ebpf:"list_stored"`
 }
 
 func (p *hookPrograms) Close() error {
 	return _HookClose(
 		p.Enforce,
 		p.Greet,
-		p.List,
+		p.ListPlaced,
+		p.ListStored,
 	)
 }
 

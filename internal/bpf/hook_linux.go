@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,17 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
-	"deadpeer/keepalive"
 )
 
 // What a hook pins in its folder, in the order in which it does.
 const (
-	pinLabel    = hookMapLabel
-	pinCounters = hookMapCounters
-	pinChanged  = hookMapChanged
-	pinList     = hookProgList
-	pinEnforce  = hookProgEnforce
-	pinGreet    = hookProgGreet
+	pinLabel      = hookMapLabel
+	pinCounters   = hookMapCounters
+	pinPlaces     = hookMapPlaces
+	pinStored     = hookMapStored
+	pinListPlaced = hookProgListPlaced
+	pinListStored = hookProgListStored
+	pinEnforce    = hookProgEnforce
+	pinGreet      = hookProgGreet
 )
 
 // Hook is a policy for the new connections of a cgroup. It outlives the
@@ -130,18 +132,17 @@ func (h *Hook) attach() error {
 	if err := h.maps.Label.Put(uint32(0), label); err != nil {
 		return err
 	}
-	list, err := link.AttachIter(link.IterOptions{Program: o.List, Map: o.Changed})
-	if err != nil {
-		return explain(err)
-	}
-	defer func() { _ = list.Close() }() // the pin keeps it
 	for _, p := range []struct {
 		name string
 		what interface{ Pin(string) error }
-	}{{pinLabel, o.Label}, {pinCounters, o.Counters}, {pinChanged, o.Changed}, {pinList, list}} {
+	}{{pinLabel, o.Label}, {pinCounters, o.Counters}, {pinPlaces, o.Places}, {pinStored, o.Stored}} {
 		if err := p.what.Pin(filepath.Join(h.dir, p.name)); err != nil {
 			return err
 		}
+	}
+	err = errors.Join(h.pinIter(pinListPlaced, o.ListPlaced, o.Places), h.pinIter(pinListStored, o.ListStored, o.Stored))
+	if err != nil {
+		return err
 	}
 	if h.Label.Enforce {
 		if h.enforce, err = h.link(pinEnforce, ebpf.AttachCGroupSetsockopt, o.Enforce); err != nil {
@@ -150,6 +151,15 @@ func (h *Hook) attach() error {
 	}
 	h.greet, err = h.link(pinGreet, ebpf.AttachCGroupSockOps, o.Greet)
 	return err
+}
+
+// pinIter pins an iterator over a map.
+func (h *Hook) pinIter(name string, p *ebpf.Program, m *ebpf.Map) error {
+	l, err := link.AttachIter(link.IterOptions{Program: p, Map: m})
+	if err != nil {
+		return explain(err)
+	}
+	return errors.Join(l.Pin(filepath.Join(h.dir, name)), l.Close())
 }
 
 func (h *Hook) link(name string, at ebpf.AttachType, p *ebpf.Program) (link.Link, error) {
@@ -205,7 +215,7 @@ func (h *Hook) open() error {
 	for _, m := range []struct {
 		name  string
 		which **ebpf.Map
-	}{{pinLabel, &h.maps.Label}, {pinCounters, &h.maps.Counters}, {pinChanged, &h.maps.Changed}} {
+	}{{pinLabel, &h.maps.Label}, {pinCounters, &h.maps.Counters}, {pinPlaces, &h.maps.Places}, {pinStored, &h.maps.Stored}} {
 		got, err := ebpf.LoadPinnedMap(filepath.Join(h.dir, m.name), nil)
 		if errs = append(errs, explain(err)); err == nil {
 			*m.which = got
@@ -275,46 +285,65 @@ func (h *Hook) Counters() (Counters, error) {
 }
 
 // Changed visits the connections that have their policy from the hook and
-// // still are, of every network namespace: what [Apply] can restore.
+// still are, of every network namespace: what [Apply] can restore. One may be
+// visited that has just ended, or twice.
 func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 	if h.Damaged != nil {
 		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, h.Damaged)
 	}
-	in, err := os.Open(filepath.Join(h.dir, pinList))
-	if err != nil {
-		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, err)
+	each := func(k *hookKept) error {
+		if k.Cookie == 0 || int(k.Rule) >= len(h.Label.Rules) {
+			return nil
+		}
+		return visit(Changed{
+			ID: conn.ID{NetNS: k.Netns, Cookie: k.Cookie}, Before: rawSettings(k.Before).settings(h.hz), Given: h.Label.Rules[k.Rule].given(),
+		})
 	}
-	defer func() { _ = in.Close() }()
-	const size = int(unsafe.Sizeof(hookKept{}))
-	err = readIter(ctx, in, func(b []byte) ([]byte, error) {
-		for ; len(b) >= size; b = b[size:] {
-			var k hookKept
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&k)), size), b)
-			if err := visit(h.changed(&k)); err != nil {
-				return nil, err
+	err := listed(ctx, h, pinListPlaced, func(p *hookPlace) error {
+		if p.Checksum != p.Kept.checksum() {
+			// It was being written; by now it is, or it is free.
+			at := uint32(p.Kept.Cookie % uint64(h.maps.Places.MaxEntries()))
+			if err := h.maps.Places.LookupWithFlags(at, p, ebpf.LookupLock); err != nil {
+				return err
 			}
 		}
-		return b, nil
+		return each(&p.Kept)
 	})
+	if err == nil {
+		err = listed(ctx, h, pinListStored, each)
+	}
 	if err != nil {
 		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, err)
 	}
 	return nil
 }
 
-func (h *Hook) changed(k *hookKept) Changed {
-	c := Changed{
-		ID:     conn.ID{NetNS: k.Netns, Cookie: k.Cookie},
-		Before: rawSettings(k.Before).settings(h.hz),
-		Given: keepalive.Policy{
-			Idle: time.Duration(k.Idle) * time.Second, Interval: time.Duration(k.Interval) * time.Second,
-			Probes: int(k.Probes), UserTimeout: -1,
-		},
+// checksum is the one of keep in c/hook.c.
+func (k *hookKept) checksum() (sum uint32) {
+	for _, word := range unsafe.Slice((*uint32)(unsafe.Pointer(k)), unsafe.Sizeof(*k)/4) {
+		sum = bits.RotateLeft32(sum, 1) ^ word
 	}
-	if k.UserTimeoutMs >= 0 {
-		c.Given.UserTimeout = time.Duration(k.UserTimeoutMs) * time.Millisecond
+	return sum
+}
+
+// listed visits what a pinned iterator writes.
+func listed[T any](ctx context.Context, h *Hook, pin string, visit func(*T) error) error {
+	in, err := os.Open(filepath.Join(h.dir, pin))
+	if err != nil {
+		return err
 	}
-	return c
+	defer func() { _ = in.Close() }()
+	var one T
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(&one)), unsafe.Sizeof(one))
+	return readIter(ctx, in, func(b []byte) ([]byte, error) {
+		for ; len(b) >= len(raw); b = b[len(raw):] {
+			copy(raw, b)
+			if err := visit(&one); err != nil {
+				return nil, err
+			}
+		}
+		return b, nil
+	})
 }
 
 // Stop ends the hook's work: new connections get no policy, programs are held
@@ -368,7 +397,7 @@ func (h *Hook) Remove() error {
 // Close lets go of the hook, which goes on.
 func (h *Hook) Close() error {
 	var list []io.Closer
-	for _, m := range []*ebpf.Map{h.maps.Label, h.maps.Counters, h.maps.Changed} {
+	for _, m := range []*ebpf.Map{h.maps.Label, h.maps.Counters, h.maps.Places, h.maps.Stored} {
 		if m != nil {
 			list = append(list, m)
 		}

@@ -69,9 +69,18 @@ func given(p keepalive.Policy) keepalive.Settings {
 }
 
 // The first rule that fits gives new connections their policy before their
-// programs have them, and what they had comes back.
+// programs have them, and what they had comes back, wherever it was kept.
 func TestHook(t *testing.T) {
 	t.Parallel()
+	for name, taken := range map[string]bool{"places free": false, "places taken": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testHook(t, taken)
+		})
+	}
+}
+
+func testHook(t *testing.T, taken bool) {
 	w := newWorld(t)
 	four, six, other := w.listen("tcp4"), w.listen("tcp6"), w.listen("tcp4")
 	setOpt(t, six, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) // inherited
@@ -91,6 +100,15 @@ func TestHook(t *testing.T) {
 	}
 	before := w.dial(four)
 	h := attach(t, HookOptions{ID: "one", Rules: rules, By: "test", Note: "note"})
+	if taken {
+		n := h.maps.Places.MaxEntries()
+		keys, places := make([]uint32, n), make([]hookPlace, n)
+		for i := range keys {
+			keys[i] = uint32(i)
+			places[i].Kept = hookKept{Cookie: 1 << 60, Rule: MaxRules} // not listed
+		}
+		must(h.maps.Places.BatchUpdate(keys, places, nil))(t)
+	}
 	want := map[conn.ID]keepalive.Settings{} // what they had
 	back := map[uint32]map[uint64]Change{}
 	var ends []*net.TCPConn
@@ -138,6 +156,14 @@ func TestHook(t *testing.T) {
 		}
 		return nil
 	}))
+	stored := 0
+	ok(t, listed(t.Context(), h, pinListStored, func(*hookKept) error {
+		stored++
+		return nil
+	}))
+	if taken != (stored > 0) {
+		t.Errorf("%d of %d are stored with their sockets", stored, len(got))
+	}
 	if len(got) < len(want)-1 || len(got) > len(want) {
 		t.Errorf("%d connections, want %d", len(got), len(want))
 	}
@@ -392,13 +418,13 @@ func TestAttachHookRefused(t *testing.T) {
 			ok(t, h.Remove())
 		}
 	}
-	if unsafe.Sizeof(hookKept{}) != 56 {
-		t.Error("struct kept has changed: raise keptVersion")
+	if unsafe.Sizeof(hookPlace{}) != 48 {
+		t.Error("struct place has changed: raise keptVersion")
 	}
 	if _, err := (storedLabel{Label: Label{Note: string(make([]byte, labelLen))}}).encode(); err == nil {
 		t.Error("a label that is too long was taken")
 	}
-	if err := (&Hook{}).Changed(context.Background(), nil); err == nil {
+	if err := (&Hook{dir: t.TempDir()}).Changed(context.Background(), nil); err == nil {
 		t.Error("connections of no hook")
 	}
 }

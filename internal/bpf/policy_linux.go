@@ -150,9 +150,6 @@ func (c Change) raw() (policyChange, error) {
 	return raw, nil
 }
 
-// whole rounds up; what is negative is 0.
-func whole(d, unit time.Duration) int64 { return int64((max(d, 0) + unit - 1) / unit) }
-
 func (c Change) result(raw *policyChange, hz int64) Result {
 	if raw.Done == 0 {
 		return Result{}

@@ -2,8 +2,8 @@
 //
 // Puts a policy on every new connection of a cgroup before connect() or
 // accept() returns it, and keeps the program from weakening it afterwards.
-// What a connection had before is kept in storage of its socket: it lives as
-// long as the socket, and enforce finds by it what is ours.
+// What a connection had before is kept until it ends, and enforce finds by it
+// what is ours.
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -30,24 +30,41 @@ struct rule {
 const volatile struct rule rules[MAX_RULES];
 const volatile __u32 rule_count;
 
-// kept is what a connection of ours had, and what it was given.
+// kept is what a connection of ours had, and which rule it fits.
 struct kept {
-	__u64 cookie;
+	__u64 cookie; // 0 where there is none
 	__u32 netns;
+	__u32 rule;
 	struct settings before;
-	__u32 idle;
-	__u32 interval;
-	__s32 user_timeout_ms;
-	__u32 probes;
-	__u32 unused;
 };
 
+// Storage of the socket is the safe place, and costs more than all the rest.
+// Cookies are given out one after the other, so that the place of a cookie is
+// mostly free, and in the processor's cache.
+#define PLACES (1 << 16)
+
+// place is written under its lock but for setting the cookie to 0. Who lists
+// has no lock, and finds out by the checksum that he saw it half written.
+struct place {
+	struct bpf_spin_lock lock;
+	__u32 checksum;
+	struct kept kept;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PLACES);
+	__type(key, __u32);
+	__type(value, struct place);
+} places SEC(".maps");
+
+// stored are those whose place was taken, and those given by others.
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct kept);
-} changed SEC(".maps");
+} stored SEC(".maps");
 
 enum counter {
 	APPLIED, // connections that have the policy
@@ -99,7 +116,8 @@ static __always_inline int matches(const volatile struct rule *r, __u32 local, _
 	       !((ip[2] ^ r->addr[2]) & r->mask[2]) && !((ip[3] ^ r->addr[3]) & r->mask[3]);
 }
 
-static __always_inline const volatile struct rule *find(struct bpf_sock_ops *ctx)
+// find gives the first rule that fits, or MAX_RULES.
+static __always_inline __u32 find(struct bpf_sock_ops *ctx)
 {
 	__u32 local = ctx->local_port, peer = bpf_ntohl(ctx->remote_port);
 	__u32 ip[4] = { 0, 0, bpf_htonl(0xffff), 0 };
@@ -115,19 +133,60 @@ static __always_inline const volatile struct rule *find(struct bpf_sock_ops *ctx
 		if (ip[0] || ip[1] || ip[2] != bpf_htonl(0xffff))
 			family = 6;
 	} else {
-		return 0;
+		return MAX_RULES;
 	}
 	for (__u32 i = 0; i < MAX_RULES && i < rule_count; i++) {
 		if (matches(&rules[i], local, peer, ip, family))
-			return &rules[i];
+			return i;
 	}
-	return 0;
+	return MAX_RULES;
 }
 
-static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct rule *r)
+static __always_inline struct place *place_of(__u64 cookie)
+{
+	__u32 at = cookie % PLACES;
+
+	return bpf_map_lookup_elem(&places, &at);
+}
+
+// keep has the kernel say when the connection ends. Where another program
+// takes that back, places stay taken, and no harm is done.
+static __always_inline int keep(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct kept *k)
+{
+	struct place *p = place_of(k->cookie);
+	__u32 *words = (__u32 *)k, checksum = 0;
+	int mine = 0;
+
+	for (unsigned int i = 0; i < sizeof(*k) / sizeof(*words); i++)
+		checksum = (checksum << 1 | checksum >> 31) ^ words[i];
+	if (p) {
+		bpf_spin_lock(&p->lock);
+		if (!p->kept.cookie) {
+			p->kept = *k;
+			p->checksum = checksum;
+			mine = 1;
+		}
+		bpf_spin_unlock(&p->lock);
+	}
+	if (!mine)
+		return bpf_sk_storage_get(&stored, sk, k, BPF_SK_STORAGE_GET_F_CREATE) != 0;
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+
+static __always_inline void forget(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct place *p = place_of(cookie);
+
+	if (p && p->kept.cookie == cookie)
+		p->kept.cookie = 0;
+}
+
+static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct rule *r, __u32 rule)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct kept *k;
+	struct kept k = { .rule = rule };
 	struct tcp_sock *tp;
 	__u64 timeout;
 	__s32 error;
@@ -137,30 +196,24 @@ static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	k = bpf_sk_storage_get(&changed, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!k) {
-		count(FAILED); // what cannot be put back is not changed
-		return;
-	}
-	k->cookie = bpf_get_socket_cookie(ctx);
-	k->netns = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->ns.inum;
-	read_settings(tp, &k->before);
-	k->user_timeout_ms = r->user_timeout_ms;
-	timeout = k->user_timeout_ms < 0 ? k->before.user_timeout_ms : k->user_timeout_ms;
+	read_settings(tp, &k.before);
+	timeout = r->user_timeout_ms < 0 ? k.before.user_timeout_ms : r->user_timeout_ms;
 	if (timeout && timeout <= (r->idle + (__u64)r->interval * (r->probes - 1)) * 1000) {
-		bpf_sk_storage_delete(&changed, sk);
 		count(REFUSED);
 		return;
 	}
-	k->idle = r->idle;
-	k->interval = r->interval;
-	k->probes = r->probes;
+	k.cookie = bpf_get_socket_cookie(ctx);
+	k.netns = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->ns.inum;
+	if (!keep(ctx, sk, &k)) {
+		count(FAILED); // what cannot be put back is not changed
+		return;
+	}
 	error = put(ctx, IPPROTO_TCP, TCP_KEEPINTVL, r->interval);
 	error = error ?: put(ctx, IPPROTO_TCP, TCP_KEEPCNT, r->probes);
 	error = error ?: put(ctx, IPPROTO_TCP, TCP_KEEPIDLE, r->idle);
-	if (r->user_timeout_ms >= 0 && r->user_timeout_ms != k->before.user_timeout_ms)
+	if (r->user_timeout_ms >= 0 && r->user_timeout_ms != k.before.user_timeout_ms)
 		error = error ?: put(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, r->user_timeout_ms);
-	if (!k->before.keepalive)
+	if (!k.before.keepalive)
 		error = error ?: put(ctx, SOL_SOCKET, SO_KEEPALIVE, 1);
 	count(error ? FAILED : APPLIED);
 }
@@ -168,14 +221,30 @@ static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct
 SEC("sockops")
 int greet(struct bpf_sock_ops *ctx)
 {
-	const volatile struct rule *r;
+	__u32 rule;
 
-	if (ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		return 1;
-	r = find(ctx);
-	if (r)
-		give(ctx, r);
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == TCP_CLOSE)
+			forget(ctx);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		rule = find(ctx);
+		if (rule < MAX_RULES)
+			give(ctx, &rules[rule], rule);
+	}
 	return 1;
+}
+
+// cookie_of reads what no helper gives to programs of this type, which may not
+// add to a pointer to a socket either: as a number it is one no more.
+static __always_inline __u64 cookie_of(struct bpf_sock *sk)
+{
+	struct sock *number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &sk);
+	return BPF_CORE_READ(number, __sk_common.skc_cookie.counter);
 }
 
 // limit makes the call set the policy's value, and succeed.
@@ -195,6 +264,16 @@ static __always_inline int swallow(struct bpf_sockopt *ctx, __u32 counter)
 	return 1;
 }
 
+static __always_inline struct kept *kept_of(struct bpf_sock *sk)
+{
+	__u64 cookie = cookie_of(sk);
+	struct place *p = place_of(cookie);
+
+	if (p && cookie && p->kept.cookie == cookie)
+		return &p->kept;
+	return bpf_sk_storage_get(&stored, sk, 0, 0);
+}
+
 // Values that the kernel refuses are left for it to refuse.
 SEC("cgroup/setsockopt")
 int enforce(struct bpf_sockopt *ctx)
@@ -204,15 +283,17 @@ int enforce(struct bpf_sockopt *ctx)
 	int of_tcp = ctx->level == IPPROTO_TCP &&
 		     (ctx->optname == TCP_KEEPIDLE || ctx->optname == TCP_KEEPINTVL || ctx->optname == TCP_KEEPCNT ||
 		      ctx->optname == TCP_USER_TIMEOUT);
+	const volatile struct rule *r;
 	struct bpf_sock *sk = ctx->sk;
 	struct kept *k;
 	__u64 timeout;
 
 	if ((!of_socket && !of_tcp) || !sk)
 		goto pass;
-	k = bpf_sk_storage_get(&changed, sk, 0, 0);
-	if (!k || ctx->optlen < (int)sizeof(int) || (void *)(value + 1) > ctx->optval_end)
+	k = kept_of(sk);
+	if (!k || k->rule >= MAX_RULES || ctx->optlen < (int)sizeof(int) || (void *)(value + 1) > ctx->optval_end)
 		goto pass;
+	r = &rules[k->rule];
 	if (of_socket) {
 		if (!*value)
 			return swallow(ctx, LIMITED_KEEPALIVE);
@@ -220,23 +301,23 @@ int enforce(struct bpf_sockopt *ctx)
 	}
 	switch (ctx->optname) {
 	case TCP_KEEPIDLE:
-		if (*value > (int)k->idle && *value <= MAX_TCP_KEEPIDLE)
-			return limit(ctx, value, k->idle, LIMITED_IDLE);
+		if (*value > (int)r->idle && *value <= MAX_TCP_KEEPIDLE)
+			return limit(ctx, value, r->idle, LIMITED_IDLE);
 		break;
 	case TCP_KEEPINTVL:
-		if (*value > (int)k->interval && *value <= MAX_TCP_KEEPINTVL)
-			return limit(ctx, value, k->interval, LIMITED_INTERVAL);
+		if (*value > (int)r->interval && *value <= MAX_TCP_KEEPINTVL)
+			return limit(ctx, value, r->interval, LIMITED_INTERVAL);
 		break;
 	case TCP_KEEPCNT:
-		if (*value > (int)k->probes && *value <= MAX_TCP_KEEPCNT)
-			return limit(ctx, value, k->probes, LIMITED_PROBES);
+		if (*value > (int)r->probes && *value <= MAX_TCP_KEEPCNT)
+			return limit(ctx, value, r->probes, LIMITED_PROBES);
 		break;
 	case TCP_USER_TIMEOUT:
 		// The kernel looks at it instead of the number of probes.
-		timeout = (k->idle + (__u64)k->interval * k->probes) * 1000;
-		if (k->user_timeout_ms > 0 && (*value == 0 || *value > k->user_timeout_ms))
-			return limit(ctx, value, k->user_timeout_ms, LIMITED_USER_TIMEOUT);
-		if (k->user_timeout_ms <= 0 && *value > 0 && *value > timeout)
+		timeout = (r->idle + (__u64)r->interval * r->probes) * 1000;
+		if (r->user_timeout_ms > 0 && (*value == 0 || *value > r->user_timeout_ms))
+			return limit(ctx, value, r->user_timeout_ms, LIMITED_USER_TIMEOUT);
+		if (r->user_timeout_ms <= 0 && *value > 0 && *value > timeout)
 			return swallow(ctx, LIMITED_USER_TIMEOUT);
 	}
 pass:
@@ -246,9 +327,20 @@ pass:
 	return 1;
 }
 
-// list writes what is kept of every socket, in all network namespaces.
+// list_placed writes the places that are taken.
+SEC("iter/bpf_map_elem")
+int list_placed(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct place *p = ctx->value;
+
+	if (p && p->kept.cookie)
+		bpf_seq_write(ctx->meta->seq, p, sizeof(*p));
+	return 0;
+}
+
+// list_stored writes what is stored with sockets, in all network namespaces.
 SEC("iter/bpf_sk_storage_map")
-int list(struct bpf_iter__bpf_sk_storage_map *ctx)
+int list_stored(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct sock *sk = ctx->sk;
 	void *value = ctx->value;

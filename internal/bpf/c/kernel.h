@@ -43,6 +43,9 @@ typedef __u32 __wsum;
 #define BPF_SK_STORAGE_GET_F_CREATE 1
 #define BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB 4
 #define BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB 5
+#define BPF_SOCK_OPS_STATE_CB 10
+#define BPF_SOCK_OPS_STATE_CB_FLAG 4
+#define TCP_CLOSE 7
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -84,6 +87,9 @@ struct sock_common {
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	possible_net_t skc_net;
+	struct {
+		__s64 counter;
+	} skc_cookie;
 	unsigned long skc_flags;
 };
 
@@ -168,6 +174,13 @@ struct bpf_iter__tcp {
 
 struct bpf_map;
 
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+};
+
 struct bpf_iter__bpf_sk_storage_map {
 	struct bpf_iter_meta *meta;
 	struct bpf_map *map;
@@ -176,6 +189,10 @@ struct bpf_iter__bpf_sk_storage_map {
 };
 
 #pragma clang attribute pop
+
+struct bpf_spin_lock {
+	__u32 val;
+};
 
 // linux/bpf.h: the verifier translates offsets in these.
 

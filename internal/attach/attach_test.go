@@ -59,14 +59,15 @@ func TestWanted(t *testing.T) {
 		now, want journal.Values
 		note      string
 	}{
-		"as set":             {a, set, host, ""},
-		"put back already":   {a, host, host, ""},
-		"idle changed":       {a, with(set, func(v *journal.Values) { v.Idle = 99 }), with(host, func(v *journal.Values) { v.Idle = 99 }), "idle 99s left: its program has changed it"},
-		"timeout added":      {a, with(set, func(v *journal.Values) { v.UserTimeout = 9 }), with(host, func(v *journal.Values) { v.UserTimeout = 9 }), "user timeout 9ms left: its program has changed it"},
-		"as the older had":   {older, older.Found, host, ""},
-		"switched off":       {older, with(set, func(v *journal.Values) { v.KeepAlive = false }), host, ""},
-		"killed in between":  {half, with(set, func(v *journal.Values) { v.KeepAlive, v.Probes = false, 5 }), host, ""},
-		"changed, then mine": {a, with(set, func(v *journal.Values) { v.Idle = 7200 }), host, ""},
+		"as set":               {a, set, host, ""},
+		"put back already":     {a, host, host, ""},
+		"idle changed":         {a, with(set, func(v *journal.Values) { v.Idle = 99 }), with(host, func(v *journal.Values) { v.Idle = 99 }), "idle 99s left: its program has changed it"},
+		"timeout added":        {a, with(set, func(v *journal.Values) { v.UserTimeout = 9 }), with(host, func(v *journal.Values) { v.UserTimeout = 9 }), "user timeout 9ms left: its program has changed it"},
+		"as the older had":     {older, older.Found, host, ""},
+		"switched off":         {older, with(set, func(v *journal.Values) { v.KeepAlive = false }), host, ""},
+		"killed in between":    {half, with(set, func(v *journal.Values) { v.KeepAlive, v.Probes = false, 5 }), host, ""},
+		"killed, then its own": {half, with(set, func(v *journal.Values) { v.KeepAlive, v.Idle = false, 99 }), with(host, func(v *journal.Values) { v.Idle = 99 }), "idle 99s left: its program has changed it"},
+		"changed, then mine":   {a, with(set, func(v *journal.Values) { v.Idle = 7200 }), host, ""},
 	} {
 		got, notes := wanted(tt.a, tt.now)
 		if got != tt.want || strings.Join(notes, "; ") != tt.note {
@@ -80,7 +81,7 @@ func TestWanted(t *testing.T) {
 func TestPlanNear(t *testing.T) {
 	host := journal.Values{Idle: 100_000, Interval: 75, Probes: 200}
 	set := journal.Values{KeepAlive: true, Idle: 30, Interval: 75, Probes: 4}
-	u := plan(0, journal.Attached{Was: host, Found: host, Set: set, Applied: true}, set)
+	u := plan(0, journal.Attached{Was: host, Found: host, Set: set, Applied: true}, settingsOf(set))
 	if u.want.Idle != longest || u.want.Probes != maxProbes || len(u.notes) != 2 || len(u.back) != 2 {
 		t.Errorf("%+v", u)
 	}

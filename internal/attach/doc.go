@@ -39,14 +39,24 @@ type Target struct {
 
 // Transport reads and changes settings of sockets that are not ours. Each call
 // reports every target by its index, in any order; an error that matches
-// ErrGone says that the socket was not found.
+// ErrGone says that the socket was not found, one that matches ErrDiffers that
+// it was left alone because it had other settings than a Change says.
 type Transport interface {
 	// Look reads settings.
 	Look(ctx context.Context, targets []Target, report func(i int, s keepalive.Settings, err error))
-	// Set does what keepalive.SetFD does, with one policy a target.
-	Set(ctx context.Context, targets []Target, policies []keepalive.Policy, report func(i int, err error))
-	// Restore does what keepalive.RestoreFD does.
-	Restore(ctx context.Context, targets []Target, settings []keepalive.Settings, report func(i int, err error))
+	// Set does what keepalive.SetFD does with Settings.Policy.
+	Set(ctx context.Context, changes []Change, report func(i int, err error))
+	// Restore does what keepalive.RestoreFD does, and reads the settings again.
+	Restore(ctx context.Context, changes []Change, report func(i int, err error))
+}
+
+// Change is what a socket is to be given.
+type Change struct {
+	Target   Target
+	Settings keepalive.Settings
+	// Conditional: only if it has Was.
+	Conditional bool
+	Was         keepalive.Settings
 }
 
 // Item is a connection to attach: the socket as the kernel lists it now, and
@@ -56,15 +66,23 @@ type Item struct {
 	Sock   conn.Sock
 	Rule   uint16
 	Policy keepalive.Policy
+	// Found is what the socket had when it was listed, if Known: it need not be
+	// looked at again before it is changed, if it still has that.
+	Found keepalive.Settings
+	Known bool
 }
 
 // ErrGone says that a socket was not found.
-const ErrGone = errGone("it has ended, or no process holds it any more")
+const ErrGone = outcome("it has ended, or no process holds it any more")
 
-type errGone string
+// ErrDiffers says that a socket was left alone because it had not what it was
+// to have.
+const ErrDiffers = outcome("its settings have changed meanwhile")
+
+type outcome string
 
 // Error says so in words.
-func (e errGone) Error() string { return string(e) }
+func (e outcome) Error() string { return string(e) }
 
 // The greatest values that can be set (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL,
 // MAX_TCP_KEEPCNT of net/tcp.h); sysctls go beyond.

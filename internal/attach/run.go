@@ -37,7 +37,7 @@ type Run struct {
 	Reread func(ctx context.Context, socks []*conn.Sock) error
 	Batch  int                // sockets changed under one write of the file (256)
 	Rate   int                // sockets a second at most, 0 for no limit: each may send a probe
-	Ended  func(conn.ID) bool // detaching: a socket that is not found has ended for good
+	Ended  func(conn.ID) bool // a socket that is not found has ended for good
 	Step   func(Step)         // called at each step of a batch, for tests; may be nil
 
 	onlyThis bool // detaching means: as it was before this attachment
@@ -46,9 +46,11 @@ type Run struct {
 // Report is what became of one socket.
 type Report struct {
 	Done  bool
-	Ended bool             // detaching: there was nothing to be done
+	Ended bool             // there was nothing to be done any more
 	Why   string           // why not, or what was left out
 	Back  []keepalive.Part // detaching: what was put back by value
+	Now   keepalive.Settings
+	Known bool // Now is what it has now
 }
 
 const (
@@ -136,11 +138,12 @@ func (r *Run) again(ctx context.Context, items []Item, waiting []pending, report
 
 // setTimeouts adds the user timeout, which is in the file already.
 func (r *Run) setTimeouts(ctx context.Context, items []Item, which []int, report func(int, Report)) {
-	targets, policies := make([]Target, len(which)), make([]keepalive.Policy, len(which))
+	changes := make([]Change, len(which))
 	for n, i := range which {
-		targets[n], policies[n] = items[i].Target, keepalive.Policy{UserTimeout: items[i].Policy.UserTimeout}
+		changes[n] = Change{Target: items[i].Target}
+		changes[n].Settings.UserTimeout = items[i].Policy.UserTimeout
 	}
-	r.Transport.Set(ctx, targets, policies, func(n int, err error) {
+	r.Transport.Set(ctx, changes, func(n int, err error) {
 		rep := Report{Done: true}
 		if err != nil && !errors.Is(err, ErrGone) {
 			rep.Why = "without the user timeout: " + err.Error()
@@ -183,87 +186,127 @@ type change struct {
 	policy  keepalive.Policy
 	waiting string // why the user timeout is not set yet
 	err     error
+	ended   bool // err says that it is gone, and it is for good
 }
 
 func (r *Run) attachBatch(ctx context.Context, items []Item, which []int, report func(int, Report)) (waiting []pending, err error) {
 	ctx = context.WithoutCancel(ctx) // a batch begun is ended
 	batch, waiting := r.prepare(ctx, items, which, report)
-	records := make([]journal.Attached, len(batch))
-	targets, policies := make([]Target, len(batch)), make([]keepalive.Policy, len(batch))
-	ids := make([]conn.ID, 0, len(batch))
-	for n, c := range batch {
-		records[n], targets[n], policies[n] = c.record, items[c.item].Target, c.policy
+	records, changes := make([]journal.Attached, len(batch)), make([]Change, len(batch))
+	for n := range batch {
+		records[n] = batch[n].record
+		changes[n] = batch[n].wanted(&items[batch[n].item])
 	}
 	if err := r.File.Add(records); err != nil {
 		return waiting, err
 	}
 	r.step(StepJournalled)
-	r.Transport.Set(ctx, targets, policies, func(n int, err error) { batch[n].err = err })
+	r.Transport.Set(ctx, changes, func(n int, err error) {
+		batch[n].err, batch[n].ended = err, r.ended(batch[n].record.ID, err)
+	})
 	r.step(StepSet)
+	applied, untouched := make([]conn.ID, 0, len(batch)), []conn.ID{}
 	var failed []change
-	for _, c := range batch {
-		if c.err != nil {
-			failed = append(failed, c)
-		} else {
-			ids = append(ids, c.record.ID)
+	for n := range batch {
+		switch c := &batch[n]; {
+		case c.err == nil:
+			applied = append(applied, c.record.ID)
+		case errors.Is(c.err, ErrDiffers), c.ended:
+			untouched = append(untouched, c.record.ID)
+		default:
+			failed = append(failed, *c)
 		}
 	}
-	if err := r.File.Applied(ids); err != nil {
+	if err := errors.Join(r.File.Applied(applied), r.File.Forget(untouched)); err != nil {
 		return waiting, err
 	}
 	r.step(StepApplied)
-	for _, c := range batch {
-		switch {
-		case c.err != nil:
+	for n := range batch {
+		switch c := &batch[n]; {
+		case errors.Is(c.err, ErrDiffers):
+			items[c.item].Known = false
+			waiting = append(waiting, pending{c.item, false, c.err.Error()})
+		case c.ended:
+			report(c.item, Report{Done: true, Ended: true})
+		case c.err != nil: // below
 		case c.waiting != "":
 			waiting = append(waiting, pending{c.item, true, c.waiting})
 		default:
-			report(c.item, Report{Done: true})
+			report(c.item, Report{Done: true, Now: settingsOf(c.record.Set), Known: true})
 		}
 	}
 	return waiting, r.takeBack(ctx, items, failed, report)
 }
 
-// prepare reads what the sockets have, and leaves out what is not to be
+// wanted is the change of an item.
+func (c *change) wanted(it *Item) Change {
+	return Change{
+		Target: it.Target, Settings: keepalive.Settings{KeepAlive: true, Policy: c.policy},
+		Conditional: it.Known, Was: settingsOf(c.record.Found),
+	}
+}
+
+// prepare finds out what the sockets have, and leaves out what is not to be
 // changed, or not now.
 func (r *Run) prepare(ctx context.Context, items []Item, which []int, report func(int, Report)) (batch []change, waiting []pending) {
-	targets := make([]Target, len(which))
-	for n, i := range which {
-		targets[n] = items[i].Target
-	}
-	r.Transport.Look(ctx, targets, func(n int, found keepalive.Settings, err error) {
-		i := which[n]
-		it := &items[i]
-		if err == nil && found.UserTimeout < 0 {
-			err = errors.New("it has no user timeout that could be read")
-		}
-		if err != nil {
+	batch = make([]change, 0, len(which))
+	found := func(i int, found keepalive.Settings) {
+		switch c, why, err := r.planned(&items[i], found); {
+		case err != nil:
 			report(i, Report{Why: err.Error()})
-			return
-		}
-		if why := Wait(&it.Sock, it.Policy); why != "" {
+		case why != "":
 			waiting = append(waiting, pending{i, false, why})
-			return
+		default:
+			c.item = i
+			batch = append(batch, c)
 		}
-		c := change{item: i, policy: it.Policy}
-		if c.waiting = TimeoutWait(&it.Sock, it.Policy); c.waiting != "" {
-			c.policy.UserTimeout = -1
+	}
+	var unknown []int
+	var targets []Target
+	for _, i := range which {
+		if items[i].Known {
+			found(i, items[i].Found)
+		} else {
+			unknown, targets = append(unknown, i), append(targets, items[i].Target)
 		}
-		set := with(found, it.Policy)
-		var fatal *keepalive.PolicyError
-		if err := set.Validate(); errors.As(err, &fatal) && fatal.Field == string(keepalive.PartUserTimeout) {
+	}
+	r.Transport.Look(ctx, targets, func(n int, s keepalive.Settings, err error) {
+		switch i := unknown[n]; {
+		case r.ended(targets[n].ID, err):
+			report(i, Report{Done: true, Ended: true})
+		case err != nil:
 			report(i, Report{Why: err.Error()})
-			return
+		default:
+			found(i, s)
 		}
-		c.record = journal.Attached{
-			ID: it.Target.ID, Rule: it.Rule, Was: r.before(it.Target.ID, valuesOf(found)), Found: valuesOf(found), Set: valuesOf(set),
-		}
-		if len(it.Target.Owners) > 0 {
-			c.record.Owner = it.Target.Owners[0]
-		}
-		batch = append(batch, c)
 	})
 	return batch, waiting
+}
+
+// planned is what is to be done to an item that has the settings found, or why
+// it has to wait.
+func (r *Run) planned(it *Item, found keepalive.Settings) (c change, wait string, err error) {
+	if found.UserTimeout < 0 {
+		return c, "", errors.New("it has no user timeout that could be read")
+	}
+	if why := Wait(&it.Sock, it.Policy); why != "" {
+		return c, why, nil
+	}
+	c = change{policy: it.Policy, waiting: TimeoutWait(&it.Sock, it.Policy)}
+	if c.waiting != "" {
+		c.policy.UserTimeout = -1
+	}
+	set := with(found, it.Policy)
+	var fatal *keepalive.PolicyError
+	if err := set.Validate(); errors.As(err, &fatal) && fatal.Field == string(keepalive.PartUserTimeout) {
+		return c, "", err
+	}
+	was := valuesOf(found)
+	c.record = journal.Attached{ID: it.Target.ID, Rule: it.Rule, Was: r.before(it.Target.ID, was), Found: was, Set: valuesOf(set)}
+	if len(it.Target.Owners) > 0 {
+		c.record.Owner = it.Target.Owners[0]
+	}
+	return c, "", nil
 }
 
 // before is what the socket had before any attachment: what an older one
@@ -284,12 +327,12 @@ func (r *Run) takeBack(ctx context.Context, items []Item, failed []change, repor
 	if len(failed) == 0 {
 		return nil
 	}
-	targets, settings := make([]Target, len(failed)), make([]keepalive.Settings, len(failed))
+	changes := make([]Change, len(failed))
 	for n, c := range failed {
-		targets[n], settings[n] = items[c.item].Target, settingsOf(c.record.Found)
+		changes[n] = Change{Target: items[c.item].Target, Settings: settingsOf(c.record.Found)}
 	}
 	var ids []conn.ID
-	r.Transport.Restore(ctx, targets, settings, func(n int, err error) {
+	r.Transport.Restore(ctx, changes, func(n int, err error) {
 		c := failed[n]
 		if err == nil || errors.Is(err, ErrGone) {
 			ids = append(ids, c.record.ID)

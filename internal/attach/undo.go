@@ -16,7 +16,7 @@ import (
 // again, and drops them from the file. What a program has changed itself
 // meanwhile stays. A socket that a newer attachment has is left to that one.
 // A target that the file does not have is not reported.
-func (r *Run) Detach(ctx context.Context, targets []Target, report func(i int, rep Report)) error {
+func (r *Run) Detach(ctx context.Context, targets []Held, report func(i int, rep Report)) error {
 	var which []int
 	var passed []conn.ID
 	for i, t := range targets {
@@ -49,10 +49,17 @@ func (r *Run) Detach(ctx context.Context, targets []Target, report func(i int, r
 
 // Undo is Detach for an Attach that did not come to its end: what older
 // attachments have stays theirs.
-func (r *Run) Undo(ctx context.Context, targets []Target, report func(i int, rep Report)) error {
+func (r *Run) Undo(ctx context.Context, targets []Held, report func(i int, rep Report)) error {
 	u := *r
 	u.onlyThis = true
 	return u.Detach(ctx, targets, report)
+}
+
+// Held is a socket of an attachment, and what it was seen to have, if Known.
+type Held struct {
+	Target
+	Now   keepalive.Settings
+	Known bool
 }
 
 func (r *Run) ended(id conn.ID, err error) bool { return errors.Is(err, ErrGone) && r.Ended(id) }
@@ -71,56 +78,67 @@ type undo struct {
 	target int
 	record journal.Attached // Was: what it is to have
 	want   keepalive.Settings
+	has    keepalive.Settings
 	notes  []string
 	back   []keepalive.Part
 	err    error
+	ended  bool // err says that it is gone, and it is for good
 }
 
-func (r *Run) detachBatch(ctx context.Context, targets []Target, which []int, report func(int, Report)) error {
+func (r *Run) detachBatch(ctx context.Context, targets []Held, which []int, report func(int, Report)) error {
 	ctx = context.WithoutCancel(ctx) // a batch begun is ended
 	var batch []undo
 	var ended []conn.ID
-	looked := make([]Target, len(which))
-	for n, i := range which {
-		looked[n] = targets[i]
+	var unknown []int
+	var look []Target
+	found := func(i int, now keepalive.Settings) {
+		a, _ := r.File.Socket(targets[i].ID)
+		if r.onlyThis {
+			a.Was = a.Found
+		}
+		batch = append(batch, plan(i, a, now))
 	}
-	r.Transport.Look(ctx, looked, func(n int, now keepalive.Settings, err error) {
-		i := which[n]
-		switch {
-		case r.ended(targets[i].ID, err):
-			ended = append(ended, targets[i].ID)
+	for _, i := range which {
+		if targets[i].Known {
+			found(i, targets[i].Now)
+		} else {
+			unknown, look = append(unknown, i), append(look, targets[i].Target)
+		}
+	}
+	r.Transport.Look(ctx, look, func(n int, now keepalive.Settings, err error) {
+		switch i := unknown[n]; {
+		case r.ended(look[n].ID, err):
+			ended = append(ended, look[n].ID)
 			report(i, Report{Done: true, Ended: true})
 		case err != nil:
 			report(i, Report{Why: err.Error()})
 		default:
-			a, _ := r.File.Socket(targets[i].ID)
-			if r.onlyThis {
-				a.Was = a.Found
-			}
-			batch = append(batch, plan(i, a, valuesOf(now)))
+			found(i, now)
 		}
 	})
-	records := make([]journal.Attached, len(batch))
-	restore, settings := make([]Target, len(batch)), make([]keepalive.Settings, len(batch))
+	records, changes := make([]journal.Attached, len(batch)), make([]Change, len(batch))
 	for n, u := range batch {
-		records[n], restore[n], settings[n] = u.record, targets[u.target], u.want
+		records[n] = u.record
+		changes[n] = Change{Target: targets[u.target].Target, Settings: u.want, Conditional: targets[u.target].Known, Was: u.has}
 	}
 	// From here on a killed run is finished by the next, whatever it finds.
 	if err := r.File.Add(records); err != nil {
 		return err
 	}
 	r.step(StepUndoing)
-	r.Transport.Restore(ctx, restore, settings, func(n int, err error) { batch[n].err = err })
-	r.Transport.Look(ctx, restore, func(n int, now keepalive.Settings, err error) {
-		if u := &batch[n]; u.err == nil && err == nil && now != u.want {
-			u.err = fmt.Errorf("it reads %s, not %s", describe(now), describe(u.want))
-		}
+	r.Transport.Restore(ctx, changes, func(n int, err error) {
+		batch[n].err, batch[n].ended = err, r.ended(batch[n].record.ID, err)
 	})
 	r.step(StepRestored)
 	done := ended
+	var again []int
 	for _, u := range batch {
-		if u.err == nil || r.ended(u.record.ID, u.err) {
+		switch {
+		case u.err == nil, u.ended:
 			done = append(done, u.record.ID)
+		case errors.Is(u.err, ErrDiffers):
+			targets[u.target].Known = false
+			again = append(again, u.target)
 		}
 	}
 	files := []*journal.Attachment{r.File}
@@ -135,21 +153,26 @@ func (r *Run) detachBatch(ctx context.Context, targets []Target, which []int, re
 	r.step(StepForgotten)
 	for _, u := range batch {
 		switch {
-		case r.ended(u.record.ID, u.err):
+		case u.ended:
 			report(u.target, Report{Done: true, Ended: true})
+		case errors.Is(u.err, ErrDiffers):
 		case u.err != nil:
 			report(u.target, Report{Why: u.err.Error()})
 		default:
-			report(u.target, Report{Done: true, Why: strings.Join(u.notes, "; "), Back: u.back})
+			report(u.target, Report{Done: true, Why: strings.Join(u.notes, "; "), Back: u.back, Now: u.want, Known: true})
 		}
+	}
+	if len(again) > 0 {
+		return r.detachBatch(ctx, targets, again, report) // what they have is not known now
 	}
 	return nil
 }
 
 // plan says what a socket is to have, from what it has now.
-func plan(target int, a journal.Attached, now journal.Values) undo {
+func plan(target int, a journal.Attached, has keepalive.Settings) undo {
+	now := valuesOf(has)
 	was, notes := wanted(a, now)
-	u := undo{target: target, record: a, notes: notes}
+	u := undo{target: target, record: a, has: has, notes: notes}
 	u.record.Was = was
 	for _, p := range parts(&was, &now) {
 		if *p.a == *p.b {
@@ -171,10 +194,7 @@ func plan(target int, a journal.Attached, now journal.Values) undo {
 // and what is left because its program has changed it.
 func wanted(a journal.Attached, now journal.Values) (was journal.Values, notes []string) {
 	was = a.Was
-	if !a.Applied {
-		return was, nil
-	}
-	if now.KeepAlive != a.Set.KeepAlive && now.KeepAlive != a.Found.KeepAlive {
+	if a.Applied && now.KeepAlive != a.Set.KeepAlive && now.KeepAlive != a.Found.KeepAlive {
 		if was.KeepAlive != now.KeepAlive {
 			notes = append(notes, "keepalive left off: its program has changed it")
 		}
@@ -182,12 +202,10 @@ func wanted(a journal.Attached, now journal.Values) (was journal.Values, notes [
 	}
 	set, found := parts(&a.Set, &now), parts(&a.Found, &was)
 	for n, p := range set {
-		if *p.a == *p.b || *found[n].a == *p.b {
+		if *p.a == *p.b || *found[n].a == *p.b || *found[n].b == *p.b {
 			continue
 		}
-		if *found[n].b != *p.b {
-			notes = append(notes, text(p.part, *p.b)+" left: its program has changed it")
-		}
+		notes = append(notes, text(p.part, *p.b)+" left: its program has changed it")
 		*found[n].b = *p.b
 	}
 	return was, notes
@@ -207,6 +225,14 @@ func parts(a, b *journal.Values) [4]pair {
 		{keepalive.PartProbes, &a.Probes, &b.Probes, 1, maxProbes},
 		{keepalive.PartUserTimeout, &a.UserTimeout, &b.UserTimeout, 0, 1<<31 - 1},
 	}
+}
+
+// notRestoredError says that a socket does not have what it was given.
+type notRestoredError struct{ has, given keepalive.Settings }
+
+// Error says both.
+func (e *notRestoredError) Error() string {
+	return fmt.Sprintf("it reads %s, not %s", describe(e.has), describe(e.given))
 }
 
 func describe(s keepalive.Settings) string {

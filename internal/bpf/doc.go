@@ -4,14 +4,14 @@
 //   - [Sockets] lists every descriptor that is a TCP socket, of every process
 //     and network namespace, with the socket's settings, in one pass. Pinned on
 //     a bpffs it costs nothing to start.
-//   - [Apply] reads and changes the settings of chosen sockets of a network
+//   - [Changer] reads and changes the settings of chosen sockets of a network
 //     namespace, with or without a descriptor.
 //   - [AttachHook] puts a policy on every new connection of a cgroup before
 //     connect() or accept() returns it, for as long as the hook is there, and
 //     on request keeps programs from weakening it.
 //
 // Linux with BTF of its own (CONFIG_DEBUG_INFO_BTF): 5.12 for Sockets, 5.15 for
-// Apply and hooks. All need CAP_BPF and CAP_PERFMON, entering a network
+// Changer and hooks. All need CAP_BPF and CAP_PERFMON, entering a network
 // namespace CAP_SYS_ADMIN, hooks CAP_NET_ADMIN as well (capabilities(7)). What
 // is missing is an error that says so; where the kernel or the system is what
 // lacks it, it matches errors.ErrUnsupported. [Features] tries all of it.
@@ -28,6 +28,7 @@
 package bpf
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -84,14 +85,14 @@ type SocketsOptions struct {
 	NoPin bool // load the program for this run alone
 }
 
-// Op is what [Apply] does with a socket.
+// Op is what [Changer.Apply] does with a socket.
 type Op uint8
 
 // The ops.
 const (
 	Look    Op = iota // read its settings
 	Set               // what keepalive.Set does, and switch keepalive off if the settings say so
-	Restore           // what keepalive.Restore does
+	Restore           // what keepalive.Restore does, and read them again
 )
 
 // Change is what is wanted of one socket. As with package keepalive, zero
@@ -100,7 +101,21 @@ const (
 type Change struct {
 	Op       Op
 	Settings keepalive.Settings
+	// Conditional leaves a socket alone, with ErrDiffers, unless what is in
+	// force for it is Was.
+	Conditional bool
+	Was         keepalive.Settings
 }
+
+// Target is a socket and what is wanted of it.
+type Target struct {
+	Cookie uint64
+	Change Change
+}
+
+// ErrDiffers says that a socket was not changed: its settings are not those
+// that it was to have.
+var ErrDiffers = errors.New("its settings have changed meanwhile")
 
 // Result is what became of a Change.
 type Result struct {

@@ -285,7 +285,7 @@ func (h *Hook) Counters() (Counters, error) {
 }
 
 // Changed visits the connections that have their policy from the hook and
-// still are, of every network namespace: what [Apply] can restore. One may be
+// still are, of every network namespace: what [Changer.Apply] can restore. One may be
 // visited that has just ended, or twice.
 func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 	if h.Damaged != nil {

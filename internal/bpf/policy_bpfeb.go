@@ -14,6 +14,30 @@ import (
 )
 
 type policyChange struct {
+	_                structs.HostLayout
+	Idle             uint32
+	Interval         uint32
+	UserTimeoutMs    int32
+	Probes           uint8
+	Keepalive        uint8
+	Op               uint8
+	Conditional      uint8
+	WasIdle          uint32
+	WasInterval      uint32
+	WasUserTimeoutMs uint32
+	WasProbes        uint8
+	WasKeepalive     uint8
+	Unused           [2]uint8
+}
+
+type policyPlace struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Change uint32
+	Result uint32
+}
+
+type policyResult struct {
 	_      structs.HostLayout
 	Before struct {
 		_             structs.HostLayout
@@ -27,14 +51,11 @@ type policyChange struct {
 		Keepalive     uint8
 		Unused        uint8
 	}
-	Idle          uint32
-	Interval      uint32
-	UserTimeoutMs int32
-	Probes        uint8
-	Keepalive     uint8
-	Op            uint8
-	Done          uint8
-	Error         int32
+	Error   int32
+	Done    uint8
+	Differs uint8
+	Failed  uint8
+	Unused  uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -42,8 +63,11 @@ type policyChange struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	policyMapChanges = "changes"
+	policyMapResults = "results"
+	policyMapTable   = "table"
 	policyProgPolicy = "policy"
 	policyVarHz      = "hz"
+	policyVarMask    = "mask"
 )
 
 // loadPolicy returns the embedded CollectionSpec for policy.
@@ -96,13 +120,16 @@ type policyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type policyMapSpecs struct {
 	Changes *ebpf.MapSpec `ebpf:"changes"`
+	Results *ebpf.MapSpec `ebpf:"results"`
+	Table   *ebpf.MapSpec `ebpf:"table"`
 }
 
 // policyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type policyVariableSpecs struct {
-	Hz *ebpf.VariableSpec `ebpf:"hz"`
+	Hz   *ebpf.VariableSpec `ebpf:"hz"`
+	Mask *ebpf.VariableSpec `ebpf:"mask"`
 }
 
 // policyObjects contains all objects after they have been loaded into the kernel.
@@ -126,11 +153,15 @@ func (o *policyObjects) Close() error {
 // It can be passed to loadPolicyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type policyMaps struct {
 	Changes *ebpf.Map `ebpf:"changes"`
+	Results *ebpf.Map `ebpf:"results"`
+	Table   *ebpf.Map `ebpf:"table"`
 }
 
 func (m *policyMaps) Close() error {
 	return _PolicyClose(
 		m.Changes,
+		m.Results,
+		m.Table,
 	)
 }
 
@@ -138,7 +169,8 @@ func (m *policyMaps) Close() error {
 //
 // It can be passed to loadPolicyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type policyVariables struct {
-	Hz *ebpf.Variable `ebpf:"hz"`
+	Hz   *ebpf.Variable `ebpf:"hz"`
+	Mask *ebpf.Variable `ebpf:"mask"`
 }
 
 // policyPrograms contains all programs after they have been loaded into the kernel.

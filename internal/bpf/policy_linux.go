@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/bits"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,71 +18,136 @@ import (
 	"deadpeer/keepalive"
 )
 
-// Apply makes changes to the sockets of a network namespace, by cookie, and
-// tells the result of each. It costs a walk through all sockets of the host,
-// and loading the program (some 20 ms): for a few sockets that have a
-// descriptor there are quicker ways. A socket is locked from the reading of
-// Result.Before to its last change, so that neither its timers nor its program
-// can come between. One that never was there, or is gone, is not Found.
-//
-// A Change that package keepalive would refuse is a Result.Err. An error of
-// Apply itself may come after some sockets were changed; the results are those
-// known. Apply writes no journal: Look first, and keep what that tells.
-func Apply(ctx context.Context, ns *netns.NS, changes map[uint64]Change) (map[uint64]Result, error) {
-	results := make(map[uint64]Result, len(changes))
-	hz, err := ticks()
-	if err != nil {
-		return results, fmt.Errorf("change sockets: read the kernel's tick rate: %w", err)
-	}
-	keys, values := make([]uint64, 0, len(changes)), make([]policyChange, 0, len(changes))
-	for cookie, c := range changes {
-		raw, err := c.raw()
-		if err != nil {
-			results[cookie] = Result{Err: err}
-			continue
-		}
-		keys, values = append(keys, cookie), append(values, raw)
-	}
-	if len(keys) == 0 {
-		return results, nil
-	}
-	objects, err := loadChanges(hz, keys, values)
-	if err != nil {
-		return results, fmt.Errorf("change sockets: %w", err)
-	}
-	ran := ns.Do(func() error { return runPolicy(ctx, objects.Policy) })
-	err = errors.Join(ran, readChanges(objects.Changes, len(keys), func(cookie uint64, raw *policyChange) {
-		results[cookie] = changes[cookie].result(raw, hz)
-	}), objects.Close())
-	if err != nil {
-		return results, fmt.Errorf("change sockets: %w", err)
-	}
-	return results, nil
+// Changer is the loaded program that changes sockets. Not safe for concurrent
+// use. Close it.
+type Changer struct {
+	hz       int64
+	objects  policyObjects
+	capacity int
+	mask     uint32
+	table    []policyPlace
+	changes  []policyChange
+	results  []policyResult
 }
 
-// loadChanges loads the program with a map of the changes.
-func loadChanges(hz int64, keys []uint64, values []policyChange) (*policyObjects, error) {
+// maxCapacity bounds the memory that a Changer takes of the kernel, to some
+// 50 MB.
+const maxCapacity = 1 << 19
+
+// OpenChanger loads the program (some 20 ms) for as many sockets in one walk
+// as are to be changed. More are changed in several.
+func OpenChanger(sockets int) (*Changer, error) {
+	c := &Changer{capacity: min(max(sockets, 1), maxCapacity)}
+	places := max(1024, 1<<bits.Len(uint(2*c.capacity-1)))
+	c.mask, c.table = uint32(places-1), make([]policyPlace, places)
+	if err := c.open(); err != nil {
+		return nil, fmt.Errorf("load the program that changes sockets: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Changer) open() (err error) {
+	if c.hz, err = ticks(); err != nil {
+		return fmt.Errorf("read the kernel's tick rate: %w", err)
+	}
 	spec, err := loadPolicy()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	spec.Maps[policyMapChanges].MaxEntries = uint32(len(keys))
-	if err := spec.Variables[policyVarHz].Set(uint32(hz)); err != nil {
-		return nil, err
+	spec.Maps[policyMapTable].MaxEntries = uint32(len(c.table))
+	spec.Maps[policyMapChanges].MaxEntries = uint32(c.capacity)
+	spec.Maps[policyMapResults].MaxEntries = uint32(c.capacity)
+	if err := errors.Join(
+		spec.Variables[policyVarHz].Set(uint32(c.hz)), spec.Variables[policyVarMask].Set(c.mask),
+	); err != nil {
+		return err
 	}
-	var o policyObjects
-	if err := load(spec, &o); err != nil {
-		return nil, err
-	}
-	if _, err := o.Changes.BatchUpdate(keys, values, nil); err != nil {
-		return nil, errors.Join(err, o.Close())
-	}
-	return &o, nil
+	return load(spec, &c.objects)
 }
 
-// runPolicy visits the sockets of the calling thread's network namespace.
-func runPolicy(ctx context.Context, p *ebpf.Program) error {
-	it, err := link.AttachIter(link.IterOptions{Program: p})
+// Close unloads the program.
+func (c *Changer) Close() error { return c.objects.Close() }
+
+// Apply makes changes to sockets of a network namespace, each named once, and
+// reports the result of each, in any order. It costs a walk through all sockets
+// of the host. A socket is locked from the reading of Result.Before to its last
+// change, so that neither its timers nor its program can come between. One that
+// never was there, or is gone, is not Found.
+//
+// A Change that package keepalive would refuse is a Result.Err. After an error
+// of Apply itself some sockets may have been changed; those not reported were
+// not. Apply writes no journal: what the sockets have must be on disk before,
+// from Look, or from elsewhere with Change.Was.
+func (c *Changer) Apply(ctx context.Context, ns *netns.NS, targets []Target, report func(i int, r Result)) error {
+	todo := make([]int, 0, len(targets))
+	for i, t := range targets {
+		if err := t.Change.check(); err != nil {
+			report(i, Result{Err: err})
+		} else {
+			todo = append(todo, i)
+		}
+	}
+	for len(todo) > 0 {
+		part := todo[:min(c.capacity, len(todo))]
+		crowded, err := c.fill(targets, part)
+		if err == nil {
+			err = ns.Do(func() error { return c.walk(ctx) })
+			// Of a walk that was cut short some may have been changed.
+			err = errors.Join(err, c.read(targets, part, crowded, err == nil, report))
+		}
+		if err != nil {
+			return fmt.Errorf("change sockets: %w", err)
+		}
+		todo = append(todo[len(part):], crowded...)
+	}
+	return nil
+}
+
+// fill hands the changes over to the program. Those whose place in the table
+// is too far from where it is looked for are crowded out.
+func (c *Changer) fill(targets []Target, part []int) (crowded []int, err error) {
+	clear(c.table)
+	c.changes = c.changes[:0]
+	known := map[Change]uint32{}
+	var last Change // neighbours are alike
+	var at uint32
+	for n, i := range part {
+		t := &targets[i]
+		if t.Change != last || n == 0 {
+			var ok bool
+			if at, ok = known[t.Change]; !ok {
+				at = uint32(len(c.changes))
+				c.changes = append(c.changes, t.Change.raw())
+				known[t.Change] = at
+			}
+			last = t.Change
+		}
+		if !c.place(policyPlace{Cookie: t.Cookie, Change: at, Result: uint32(n)}) {
+			crowded = append(crowded, i)
+		}
+	}
+	c.results = append(c.results[:0], make([]policyResult, len(part))...)
+	return crowded, errors.Join(
+		store(c.objects.Table, c.table), store(c.objects.Changes, c.changes), store(c.objects.Results, c.results),
+	)
+}
+
+// place is the reverse of find of c/policy.c.
+func (c *Changer) place(p policyPlace) bool {
+	const neighbours, probes = 16, 64
+	at := uint32(p.Cookie/neighbours*0x9e3779b97f4a7c15>>32)*neighbours + uint32(p.Cookie%neighbours)
+	for i := range uint32(probes) {
+		if to := &c.table[(at+i)&c.mask]; to.Cookie == 0 {
+			*to = p
+			return true
+		}
+	}
+	return false
+}
+
+// walk visits the sockets of the calling thread's network namespace.
+func (c *Changer) walk(ctx context.Context) error {
+	it, err := link.AttachIter(link.IterOptions{Program: c.objects.Policy})
 	if err != nil {
 		return explain(err)
 	}
@@ -92,6 +159,51 @@ func runPolicy(ctx context.Context, p *ebpf.Program) error {
 	return errors.Join(err, closeAll(in, it))
 }
 
+// read reports the results, all but the crowded, and those of sockets not
+// visited only after a whole walk.
+func (c *Changer) read(targets []Target, part, crowded []int, whole bool, report func(i int, r Result)) error {
+	memory, err := c.objects.Results.Memory()
+	if err == nil {
+		_, err = memory.ReadAt(bytesOf(c.results), 0)
+	}
+	if err != nil {
+		return err
+	}
+	var raw rawSettings
+	var before Settings // what raw was made into: neighbours are alike
+	for n, i := range part {
+		if len(crowded) > 0 && crowded[0] == i {
+			crowded = crowded[1:]
+			continue
+		}
+		r := &c.results[n]
+		if r.Done == 0 {
+			if whole {
+				report(i, Result{})
+			}
+			continue
+		}
+		if got := rawSettings(r.Before); got != raw || before == (Settings{}) {
+			raw, before = got, got.settings(c.hz)
+		}
+		report(i, targets[i].Change.result(r, before))
+	}
+	return nil
+}
+
+func store[T any](m *ebpf.Map, list []T) error {
+	memory, err := m.Memory()
+	if err == nil && len(list) > 0 {
+		_, err = memory.WriteAt(bytesOf(list), 0)
+	}
+	return err
+}
+
+func bytesOf[T any](list []T) []byte {
+	var one T
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)*int(unsafe.Sizeof(one)))
+}
+
 func closeAll(list ...io.Closer) error {
 	var errs []error
 	for _, c := range list {
@@ -100,43 +212,27 @@ func closeAll(list ...io.Closer) error {
 	return errors.Join(errs...)
 }
 
-// readChanges visits all that the map holds.
-func readChanges(m *ebpf.Map, n int, visit func(uint64, *policyChange)) error {
-	const batch = 4096
-	keys, values := make([]uint64, min(n, batch)), make([]policyChange, min(n, batch))
-	for cursor := new(ebpf.MapBatchCursor); ; {
-		got, err := m.BatchLookup(cursor, keys, values, nil)
-		switch {
-		case errors.Is(err, unix.ENOSPC) && len(keys) < n: // a bucket holds more
-			keys, values = make([]uint64, n), make([]policyChange, n)
-			continue
-		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
-			return fmt.Errorf("read results: %w", err)
-		}
-		for i := range got {
-			visit(keys[i], &values[i])
-		}
-		if err != nil {
-			return nil // it was the last batch
-		}
-	}
-}
-
-// raw checks a change and gives what the program takes.
-func (c Change) raw() (policyChange, error) {
+// check refuses what no socket can be given.
+func (c Change) check() error {
 	s := c.Settings
 	if c.Op > Restore {
-		return policyChange{}, fmt.Errorf("no op %d", c.Op)
+		return fmt.Errorf("no op %d", c.Op)
 	}
 	if c.Op == Set {
 		if err := s.ValidateFor("linux"); err != nil {
-			return policyChange{}, err
+			return err
 		}
 	}
 	if s.Idle > math.MaxInt32*time.Second || s.Interval > math.MaxInt32*time.Second || s.Probes > math.MaxUint8 ||
 		s.UserTimeout > math.MaxInt32*time.Millisecond {
-		return policyChange{}, fmt.Errorf("settings %+v: no socket can have them", s)
+		return fmt.Errorf("settings %+v: no socket can have them", s)
 	}
+	return nil
+}
+
+// raw gives what the program takes.
+func (c Change) raw() policyChange {
+	s, was := c.Settings, c.Was
 	raw := policyChange{
 		Op: uint8(c.Op), Idle: uint32(whole(s.Idle, time.Second)), Interval: uint32(whole(s.Interval, time.Second)),
 		Probes: uint8(max(s.Probes, 0)), UserTimeoutMs: -1,
@@ -147,24 +243,33 @@ func (c Change) raw() (policyChange, error) {
 	if s.UserTimeout >= 0 {
 		raw.UserTimeoutMs = int32(whole(s.UserTimeout, time.Millisecond))
 	}
-	return raw, nil
-}
-
-func (c Change) result(raw *policyChange, hz int64) Result {
-	if raw.Done == 0 {
-		return Result{}
-	}
-	r := Result{Found: true, Before: rawSettings(raw.Before).settings(hz)}
-	if raw.Error == 0 {
-		return r
-	}
-	// The program refuses what the settings it leaves alone make fatal.
-	if c.Op == Set {
-		if r.Err = together(c.Settings.Policy, r.Before.Policy).ValidateFor("linux"); r.Err != nil {
-			return r
+	if c.Conditional {
+		raw.Conditional = 1
+		raw.WasIdle, raw.WasInterval = uint32(was.Idle/time.Second), uint32(was.Interval/time.Second)
+		raw.WasProbes, raw.WasUserTimeoutMs = uint8(was.Probes), uint32(was.UserTimeout/time.Millisecond)
+		if was.KeepAlive {
+			raw.WasKeepalive = 1
 		}
 	}
-	r.Err = fmt.Errorf("set socket options: %w", unix.Errno(-raw.Error))
+	return raw
+}
+
+func (c Change) result(raw *policyResult, before Settings) Result {
+	r := Result{Found: true, Before: before}
+	switch {
+	case raw.Differs != 0:
+		r.Err = ErrDiffers
+	case raw.Failed != 0:
+		r.Err = errors.New("it does not have what it was given back")
+	case raw.Error != 0:
+		// The program refuses what the settings it leaves alone make fatal.
+		if c.Op == Set {
+			if r.Err = together(c.Settings.Policy, before.Policy).ValidateFor("linux"); r.Err != nil {
+				return r
+			}
+		}
+		r.Err = fmt.Errorf("set socket options: %w", unix.Errno(-raw.Error))
+	}
 	return r
 }
 

@@ -20,6 +20,21 @@ func settingsOf(t *testing.T, c *net.TCPConn) keepalive.Settings {
 	return must(keepalive.Get(c))(t)
 }
 
+// Apply makes changes with a program of its own.
+func Apply(ctx context.Context, ns *netns.NS, changes map[uint64]Change) (map[uint64]Result, error) {
+	c, err := OpenChanger(len(changes)/3 + 1) // several walks
+	if err != nil {
+		return nil, err
+	}
+	var targets []Target
+	for cookie, change := range changes {
+		targets = append(targets, Target{cookie, change})
+	}
+	results := map[uint64]Result{}
+	err = c.Apply(ctx, ns, targets, func(i int, r Result) { results[targets[i].Cookie] = r })
+	return results, errors.Join(err, c.Close())
+}
+
 // apply makes one change to each of the connections.
 func apply(t *testing.T, ns *netns.NS, change Change, list ...*net.TCPConn) map[uint64]Result {
 	t.Helper()
@@ -111,6 +126,63 @@ func TestApply(t *testing.T) {
 		if r.Before.Settings != before[pairs[0].server] {
 			t.Errorf("look at %d: %+v", cookie, r)
 		}
+	}
+}
+
+// A socket that is not as it is said to be is left alone.
+func TestApplyConditional(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.connect("tcp4", 1)[0].server
+	setOpt(t, p, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 100_000)
+	setOpt(t, p, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 33)
+	was := settingsOf(t, p)
+	change := Change{
+		Op: Set, Conditional: true, Was: was,
+		Settings: keepalive.Settings{KeepAlive: true, Policy: keepalive.Policy{Idle: 60 * time.Second, Interval: 10 * time.Second, Probes: 3, UserTimeout: -1}},
+	}
+	for name, alter := range map[string]func(*keepalive.Settings){
+		"keepalive":    func(s *keepalive.Settings) { s.KeepAlive = true },
+		"idle":         func(s *keepalive.Settings) { s.Idle += time.Second },
+		"interval":     func(s *keepalive.Settings) { s.Interval = 75 * time.Second },
+		"probes":       func(s *keepalive.Settings) { s.Probes-- },
+		"user timeout": func(s *keepalive.Settings) { s.UserTimeout = 0 },
+	} {
+		other := change
+		alter(&other.Was)
+		if r := apply(t, w.ns(), other, p)[cookieOf(t, p)]; !errors.Is(r.Err, ErrDiffers) || r.Before.Settings != was || settingsOf(t, p) != was {
+			t.Errorf("another %s: %+v, %+v", name, r, settingsOf(t, p))
+		}
+	}
+	if r := apply(t, w.ns(), change, p)[cookieOf(t, p)]; r.Err != nil || settingsOf(t, p).Idle != time.Minute {
+		t.Errorf("the same: %+v, %+v", r, settingsOf(t, p))
+	}
+}
+
+// Cookies that want the same place in the table have others, or come later.
+func TestChangerCrowded(t *testing.T) {
+	t.Parallel()
+	needBPF(t)
+	c := must(OpenChanger(500))(t)
+	defer func() { ok(t, c.Close()) }()
+	var targets []Target
+	for cookie := uint64(1); len(targets) < 200; cookie++ {
+		if uint32(cookie/16*0x9e3779b97f4a7c15>>32)*16&c.mask == 0 {
+			targets = append(targets, Target{Cookie: cookie})
+		}
+	}
+	var all []int
+	for i := range targets {
+		all = append(all, i)
+	}
+	crowded := must(c.fill(targets, all))(t)
+	if len(crowded) == 0 || len(crowded) > 150 {
+		t.Errorf("%d of %d are crowded out", len(crowded), len(targets))
+	}
+	reported := map[int]bool{}
+	ok(t, c.Apply(t.Context(), must(netns.Current())(t), targets, func(i int, _ Result) { reported[i] = true }))
+	if len(reported) != len(targets) {
+		t.Errorf("%d of %d were reported", len(reported), len(targets))
 	}
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -201,15 +202,7 @@ own: a later change of the host's default will not reach it.`,
 			}
 			e := a.engine()
 			if len(ids) == 0 && !all {
-				list, err := e.Attachments(cmd.Context())
-				switch {
-				case len(list) > 1:
-					var known []string
-					for _, l := range list {
-						known = append(known, l.ID)
-					}
-					return usage(fmt.Errorf("there are several attachments, %s: name one, or give --all", strings.Join(known, ", ")))
-				case err != nil:
+				if err := onlyOne(cmd.Context(), e); err != nil {
 					return err
 				}
 			}
@@ -225,6 +218,23 @@ own: a later change of the host's default will not reach it.`,
 	f.BoolVar(&a.common.noBPF, "no-bpf", false, "change connections without BPF")
 	_ = f.MarkHidden("no-bpf") // the flag was added just now
 	return cmd
+}
+
+// onlyOne makes sure that there are not several attachments to choose from.
+func onlyOne(ctx context.Context, e *engine.Engine) error {
+	ids, err := e.AttachmentIDs()
+	if err != nil || len(ids) < 2 {
+		return err
+	}
+	list, err := e.Attachments(ctx) // drops those without an open connection
+	if err != nil || len(list) < 2 {
+		return err
+	}
+	ids = ids[:0]
+	for _, l := range list {
+		ids = append(ids, l.ID)
+	}
+	return usage(fmt.Errorf("there are several attachments, %s: name one, or give --all", strings.Join(ids, ", ")))
 }
 
 func (a *app) runDetach(cmd *cobra.Command, e *engine.Engine, ids []string) error {

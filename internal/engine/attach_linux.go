@@ -16,6 +16,7 @@ import (
 	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/sockdiag"
+	"deadpeer/keepalive"
 )
 
 // Attach puts policies on the sockets of running programs, having written
@@ -128,10 +129,9 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 		case row.ownerN == 0:
 			refuse(held.NoOwner.Error())
 		default:
-			rows = append(rows, i)
-			items = append(items, attach.Item{
-				Target: attach.Target{ID: s.ID(), Owners: r.snap.ownersOf(row)}, Sock: *s, Rule: uint16(rule), Policy: rules[rule].Policy,
-			})
+			it := attach.Item{Target: attach.Target{ID: s.ID(), Owners: r.snap.ownersOf(row)}, Sock: *s, Rule: uint16(rule), Policy: rules[rule].Policy}
+			it.Found, it.Known = r.settingsOf(row)
+			rows, items = append(rows, i), append(items, it)
 		}
 	}
 	return items, rows
@@ -181,11 +181,11 @@ func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []at
 	defer means.close()
 	items, rows, quiet := probedLast(items, rows)
 	start := time.Now()
-	do := attach.Run{File: file, Older: filesOf(older), Reread: r.reread, Rate: r.e.options.Rate, Step: r.e.options.AttachStep}
+	do := attach.Run{
+		File: file, Older: filesOf(older), Reread: r.reread, Ended: r.hasEnded, Rate: r.e.options.Rate, Step: r.e.options.AttachStep,
+	}
 	book := func(rows []uint32) func(int, attach.Report) {
-		return func(n int, rep attach.Report) {
-			r.snap.outcomes[rows[n]] = Outcome{Action: actionAttach, Done: rep.Done, Error: rep.Why}
-		}
+		return func(n int, rep attach.Report) { r.bookAttached(rows[n], rep) }
 	}
 	do.Transport, do.Batch = means.transport, means.batch
 	err = do.Attach(ctx, items[:quiet], book(rows[:quiet]))
@@ -195,9 +195,9 @@ func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []at
 	}
 	r.how(start, "changed %s by %s", count(file.Len()-given, "connection"), means.name)
 	if err != nil {
-		targets := make([]attach.Target, len(items))
+		targets := make([]attach.Held, len(items))
 		for n := range items {
-			targets[n] = items[n].Target
+			targets[n].Target = items[n].Target
 		}
 		do.Ended = func(conn.ID) bool { return false }
 		back := do.Undo(context.WithoutCancel(ctx), targets, func(int, attach.Report) {})
@@ -211,10 +211,52 @@ func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []at
 			return err
 		}
 	}
-	for _, i := range rows {
-		r.snap.table.at(i).settings = 0 // to be read again
+	return r.lookOver(ctx, rows)
+}
+
+// settingsOf gives what a row was seen to have.
+func (r *run) settingsOf(row *row) (s keepalive.Settings, known bool) {
+	if row.settings == 0 {
+		return s, false
 	}
-	return r.reread(ctx, r.socksOf(rows))
+	return r.snap.settings[row.settings-1].Settings, true
+}
+
+// bookAttached takes over what became of a row. One that has ended is shown no
+// more.
+func (r *run) bookAttached(i uint32, rep attach.Report) {
+	row := r.snap.table.at(i)
+	if row.skip = rep.Ended; rep.Ended {
+		return
+	}
+	r.snap.outcomes[i] = Outcome{Action: actionAttach, Done: rep.Done, Error: rep.Why}
+	r.bookSettings(row, rep)
+	if rep.Done {
+		r.snap.attached[row.sock.ID()] = true
+	}
+}
+
+// bookSettings notes what a row has after it was changed; else it is to be
+// read.
+func (r *run) bookSettings(row *row, rep attach.Report) {
+	if row.settings = 0; rep.Known {
+		row.settings = r.book(setting{Settings: rep.Now, origin: OriginProgram})
+	}
+}
+
+// hasEnded reports whether a connection whose descriptor was not found is gone
+// for good: the kernel lists it no more, or nobody holds it. Else it may be on
+// its way from one process to another.
+func (r *run) hasEnded(id conn.ID) bool {
+	i, listed := r.find(id)
+	if !listed {
+		return true
+	}
+	now, gone := r.snap.table.at(i).sock, false
+	err := r.spaces[id.NetNS].diag.Lookup([]*conn.Sock{&now}, func(_ int, err error) {
+		gone = errors.Is(err, sockdiag.ErrGone) || err == nil && now.Inode == 0
+	})
+	return err == nil && gone
 }
 
 // probedLast puts the connections that the policy makes the kernel probe at once
@@ -347,6 +389,32 @@ func (r *run) reread(ctx context.Context, socks []*conn.Sock) error {
 			if err != nil && !errors.Is(err, sockdiag.ErrGone) {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// lookOver reads rows again: many of them by listing all there are, which takes
+// a third of the time a connection.
+func (r *run) lookOver(ctx context.Context, rows []uint32) error {
+	const many = 2048
+	if len(rows) < many {
+		return r.reread(ctx, r.socksOf(rows))
+	}
+	wanted := make([]bool, r.snap.table.n)
+	for _, i := range rows {
+		wanted[i] = true
+	}
+	for _, s := range r.spaces {
+		err := r.list(ctx, s, func() {}, func(sock *conn.Sock, _ *sockdiag.Memory) error {
+			if i, ok := r.find(sock.ID()); ok && wanted[i] {
+				row := r.snap.table.at(i)
+				row.sock, row.read = *sock, r.snap.kernel.reading(s.diag.Described())
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -14,7 +14,6 @@ import (
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
-	"deadpeer/internal/sockdiag"
 	"deadpeer/keepalive"
 )
 
@@ -76,9 +75,12 @@ type located struct {
 // namespaces it can find, by the descriptor noted, and then, unless the kernel
 // would list them, among the descriptors of every process. Close the run.
 func (e *Engine) locate(ctx context.Context, list []attachment) (*located, error) {
-	req := Request{Netns: "all", Settings: true}
+	req := Request{Netns: "all", Settings: true, onlyNetns: map[uint32]bool{}}
 	for _, a := range list {
 		req.alsoNetns = append(req.alsoNetns, a.about.Netns)
+		for _, s := range a.Sockets() {
+			req.onlyNetns[s.ID.NetNS] = true
+		}
 	}
 	r, err := e.see(ctx, req)
 	if err != nil {
@@ -130,15 +132,7 @@ func (l *located) look(taker *held.Taker, id conn.ID, owners []conn.Owner) bool 
 // One that the kernel lists even now may be on its way from one process to
 // another; what stays hidden with CAP_SYS_PTRACE could not be attached to.
 func (l *located) ended(id conn.ID) bool {
-	i, listed := l.find(id)
-	if !l.sure || !listed {
-		return l.sure
-	}
-	now, gone := l.snap.table.at(i).sock, false
-	err := l.spaces[id.NetNS].diag.Lookup([]*conn.Sock{&now}, func(_ int, err error) {
-		gone = errors.Is(err, sockdiag.ErrGone) || err == nil && now.Inode == 0
-	})
-	return err == nil && gone
+	return l.sure && l.hasEnded(id)
 }
 
 // gone lists the sockets of an attachment that have ended for good.
@@ -202,6 +196,18 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 		list = append(list, a)
 	}
 	return list, err
+}
+
+// AttachmentIDs names the policies that are on sockets of running programs, the
+// oldest first, those without an open socket as well.
+func (e *Engine) AttachmentIDs() ([]string, error) {
+	list, err := e.attachments()
+	closeAttachments(list)
+	ids := make([]string, len(list))
+	for n, a := range list {
+		ids[n] = a.ID
+	}
+	return ids, err
 }
 
 // Detach gives the sockets of attachments their own values back and drops the
@@ -287,9 +293,12 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	defer means.close()
 	do.Transport, do.Batch = means.transport, means.batch
 	sockets := a.Sockets()
-	targets := make([]attach.Target, len(sockets))
+	targets := make([]attach.Held, len(sockets))
 	for n, s := range sockets {
-		targets[n] = attach.Target{ID: s.ID, Owners: l.holders[s.ID]}
+		targets[n].Target = attach.Target{ID: s.ID, Owners: l.holders[s.ID]}
+		if i, listed := l.find(s.ID); listed {
+			targets[n].Now, targets[n].Known = l.settingsOf(l.snap.table.at(i))
+		}
 	}
 	out := &Attached{ID: a.ID, Snapshot: l.snap}
 	back := map[uint32]hostDefaults{}
@@ -333,7 +342,10 @@ func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, hos
 		return
 	}
 	l.snap.outcomes[i] = Outcome{Action: actionDetach, Done: rep.Done, Error: rep.Why}
-	l.snap.table.at(i).settings = 0
+	l.bookSettings(l.snap.table.at(i), rep)
+	if rep.Done {
+		delete(l.snap.attached, s.ID)
+	}
 }
 
 // byValue counts the values put back that the host has as well.

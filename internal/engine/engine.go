@@ -81,7 +81,8 @@ type Request struct {
 	Databases []session.Source
 	Via       Via // how Plan.Act ends connections that have a session (auto)
 
-	alsoNetns []string // looked into as well, where they can be
+	alsoNetns []string        // looked into as well, where they can be
+	onlyNetns map[uint32]bool // of all of them, those looked into; nil for all
 }
 
 // Progress is how far asking has come.

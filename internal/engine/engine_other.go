@@ -78,6 +78,9 @@ func (e *Engine) Programs(context.Context) ([]Attachment, error) {
 	return nil, unsupported("list programs with a policy")
 }
 
+// AttachmentIDs is for Linux only.
+func (e *Engine) AttachmentIDs() ([]string, error) { return nil, unsupported("list attachments") }
+
 // Detach is for Linux only.
 func (e *Engine) Detach(context.Context, ...string) ([]*Attached, error) {
 	return nil, unsupported("detach from connections")

@@ -183,7 +183,7 @@ func (r *run) open() error {
 		}
 	}
 	for _, n := range list {
-		if r.spaces[n.Inode()] != nil {
+		if r.spaces[n.Inode()] != nil || r.req.onlyNetns != nil && !r.req.onlyNetns[n.Inode()] {
 			_ = n.Close()
 			continue
 		}

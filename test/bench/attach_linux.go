@@ -23,18 +23,31 @@ func quiet() keepalive.Policy {
 	return keepalive.Policy{Idle: time.Hour, Interval: time.Minute, Probes: 9, UserTimeout: -1}
 }
 
+// benchAttachOnly makes n connections for that.
+func (o options) benchAttachOnly(ctx context.Context, n int) (err error) {
+	fmt.Fprintf(os.Stderr, "making %d connections\n", n)
+	l, err := newLab(ctx, o, n)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	return o.benchAttach(l, n)
+}
+
 // benchAttach gives every connection a policy and takes it back, several
 // times, and prints how long that takes: the changes alone, what was there
 // saved, and the whole commands, which also find the connections, keep a
 // journal and print a table.
-func (o options) benchAttach(l *lab, n int, bare time.Duration) error {
+func (o options) benchAttach(l *lab, n int) error {
 	rows := []struct {
 		what string
 		argv []string
 		took bool // it prints the time itself
 		goal string
 	}{
+		{"bare netlink dump (" + o.bareIs + ")", o.bare, false, ""},
 		{"the changes alone, by BPF", []string{o.self, role, "apply", "bpf"}, true, "1.2"},
+		{"loading the program for that", []string{o.self, role, "apply", "load"}, true, ""},
 		{"the changes alone, by pidfd_getfd", []string{o.self, role, "apply", "pidfd"}, true, "9.0"},
 		{"deadpeer attach", []string{o.deadpeer, "attach", "--idle", "1h", "--interval", "1m", "--probes", "9"}, false, ""},
 		{"deadpeer detach", []string{o.deadpeer, "detach"}, false, ""},
@@ -60,6 +73,7 @@ func (o options) benchAttach(l *lab, n int, bare time.Duration) error {
 	fmt.Printf("\na policy for every connection, and back; medians of %d runs\n", o.checks)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "\tms\tns/connection\tx bare\tgoal\t")
+	bare := median(times[0])
 	for i, r := range rows {
 		if notes[i] != nil {
 			fmt.Fprintf(w, "%s\tnot measured: %v\t\t\t\t\n", r.what, notes[i])
@@ -81,7 +95,9 @@ func timeApply(ctx context.Context, args []string) error {
 	var took time.Duration
 	switch args[0] {
 	case "bpf":
-		took, err = applyBPF(ctx, snap)
+		took, err = applyBPF(ctx, snap, false)
+	case "load":
+		took, err = applyBPF(ctx, snap, true)
 	case "pidfd":
 		took, err = applyDuplicates(snap)
 	default:
@@ -93,34 +109,45 @@ func timeApply(ctx context.Context, args []string) error {
 	return err
 }
 
-// applyBPF counts loading the program in.
-func applyBPF(ctx context.Context, snap *engine.Snapshot) (time.Duration, error) {
-	policy := bpf.Change{Op: bpf.Set, Settings: keepalive.Settings{KeepAlive: true, Policy: quiet()}}
-	changes := make(map[uint64]bpf.Change, snap.Len())
-	for c := range snap.All() {
-		changes[c.Sock.Cookie] = policy
-	}
+// applyBPF changes the connections if they are as they were seen, and restores
+// them. It gives the time of the changes, or that of loading the program.
+func applyBPF(ctx context.Context, snap *engine.Snapshot, loading bool) (_ time.Duration, err error) {
 	ns, err := netns.Current()
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = ns.Close() }()
+	list := make([]bpf.Target, 0, snap.Len())
+	for c := range snap.All() {
+		list = append(list, bpf.Target{Cookie: c.Sock.Cookie, Change: bpf.Change{
+			Op: bpf.Set, Settings: keepalive.Settings{KeepAlive: true, Policy: quiet()}, Conditional: true, Was: c.Settings,
+		}})
+	}
 	start := time.Now()
-	results, err := bpf.Apply(ctx, ns, changes)
-	took := time.Since(start)
+	changer, err := bpf.OpenChanger(len(list))
 	if err != nil {
 		return 0, err
 	}
-	for cookie, r := range results {
-		if !r.Found || r.Err != nil {
-			return 0, fmt.Errorf("connection %d: found %v: %w", cookie, r.Found, r.Err)
-		}
-		changes[cookie] = bpf.Change{Op: bpf.Restore, Settings: r.Before.Settings}
+	defer func() { err = errors.Join(err, changer.Close()) }()
+	if loading {
+		return time.Since(start), nil
 	}
-	if _, err := bpf.Apply(ctx, ns, changes); err != nil {
-		return 0, errors.Join(errors.New("restore"), err)
+	apply := func() (took time.Duration, err error) {
+		start := time.Now()
+		var failed error
+		err = changer.Apply(ctx, ns, list, func(i int, r bpf.Result) {
+			if !r.Found || r.Err != nil {
+				failed = fmt.Errorf("connection %d: found %v: %w", list[i].Cookie, r.Found, r.Err)
+			}
+			list[i].Change = bpf.Change{Op: bpf.Restore, Settings: r.Before.Settings}
+		})
+		return time.Since(start), errors.Join(err, failed)
 	}
-	return took, nil
+	took, err := apply()
+	if err == nil {
+		_, err = apply()
+	}
+	return took, err
 }
 
 // applyDuplicates takes a duplicate to read what is there, and another to

@@ -80,6 +80,7 @@ func run(ctx context.Context) error {
 	keepalive := flag.Bool("keepalive", false, "server sockets with keepalive on, so that deadpeer reads their settings")
 	onlyTrace := flag.Bool("trace", false, "measure tracing only")
 	onlyHook := flag.Bool("hook", false, "measure hooks on new connections only")
+	onlyAttach := flag.Bool("attach", false, "measure attaching only")
 	binary := flag.String("deadpeer", "", "deadpeer binary to measure (default: built from this tree)")
 	flag.Parse()
 	code, reexeced, err := testnet.Reexec(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -110,13 +111,10 @@ func run(ctx context.Context) error {
 	if err := o.programs(ctx, dir, *binary); err != nil {
 		return err
 	}
-	if err := o.benchPolicy(ctx, dir); err != nil {
-		return err
-	}
-	if err := o.benchTrace(ctx, dir); err != nil {
-		return err
-	}
-	if err := o.benchHook(ctx); err != nil {
+	each := o.bench
+	if *onlyAttach {
+		each = o.benchAttachOnly
+	} else if err := o.benchOnce(ctx, dir); err != nil {
 		return err
 	}
 	for word := range strings.SplitSeq(*numbers, ",") {
@@ -124,11 +122,22 @@ func run(ctx context.Context) error {
 		if err != nil || n < 2 {
 			return fmt.Errorf("-n: %q is no number of connections", word)
 		}
-		if err := o.bench(ctx, n); err != nil {
+		if err := each(ctx, n); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// benchOnce measures what needs no great number of connections.
+func (o options) benchOnce(ctx context.Context, dir string) error {
+	if err := o.benchPolicy(ctx, dir); err != nil {
+		return err
+	}
+	if err := o.benchTrace(ctx, dir); err != nil {
+		return err
+	}
+	return o.benchHook(ctx)
 }
 
 // options are what the runs have in common.

@@ -47,7 +47,7 @@ func (o options) bench(ctx context.Context, n int) (err error) {
 			return err
 		}
 	}
-	if err := o.benchAttach(l, n, median(rows[0].wall)); err != nil {
+	if err := o.benchAttach(l, n); err != nil {
 		return err
 	}
 	base, err := l.tell(order{Run: []string{o.deadpeer, "scan", "--no-owners", "sport", "=", ":1"}, Peak: true})

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 //
-// Reads and changes the settings of the TCP sockets whose cookie is in a map.
+// Reads and changes the settings of the TCP sockets whose cookie is in a table.
 // The kernel visits the network namespace of the reader, and calls the program
 // with the socket locked (bpf_iter_tcp_seq_show): neither its timers nor its
 // owner see what is between two calls. A socket may be visited twice, and is
@@ -12,29 +12,72 @@
 
 enum { LOOK, SET, RESTORE };
 
-// change is what is wanted of a socket, and what came of it. Times are in
-// seconds but for the user timeout; 0 leaves idle, interval and probes as they
-// are, negative the user timeout.
+// change is what is wanted of sockets. Times are in seconds but for the user
+// timeout; 0 leaves idle, interval and probes as they are, negative the user
+// timeout. Where the socket must be as was_ says, it is else left alone.
 struct change {
-	struct settings before;
 	__u32 idle;
 	__u32 interval;
 	__s32 user_timeout_ms;
 	__u8 probes;
 	__u8 keepalive;
 	__u8 op;
-	__u8 done;
-	__s32 error; // negative errno
+	__u8 conditional;
+	__u32 was_idle;
+	__u32 was_interval;
+	__u32 was_user_timeout_ms;
+	__u8 was_probes;
+	__u8 was_keepalive;
+	__u8 unused[2];
 };
 
+// place is one of a table with open addressing. Cookies are given out one after
+// the other, and are neighbours here as well: they are often neighbours in the
+// kernel's tables too, whose order is that in which sockets are listed.
+struct place {
+	__u64 cookie; // 0 where there is none
+	__u32 change;
+	__u32 result;
+};
+
+struct result {
+	struct settings before;
+	__s32 error; // negative errno
+	__u8 done;
+	__u8 differs; // from what it must be
+	__u8 failed;  // to have what it was given, though nothing was refused
+	__u8 unused;
+};
+
+#define NEIGHBOURS 16
+#define PROBES 64 // of the table, at most
+
 const volatile __u32 hz = 250;
+const volatile __u32 mask; // the size of the table, a power of two, minus one
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
-	__type(key, __u64);
+	__type(key, __u32);
 	__type(value, struct change);
 } changes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct place);
+} table SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct result);
+} results SEC(".maps");
 
 static __always_inline __s32 put(struct tcp_sock *tp, int level, int option, int value)
 {
@@ -43,7 +86,7 @@ static __always_inline __s32 put(struct tcp_sock *tp, int level, int option, int
 
 // fatal: the kernel would give up before the probes are spent
 // (tcp_keepalive_timer looks at the user timeout instead of the count).
-static __always_inline int fatal(struct change *c, __u64 idle, __u64 interval, __u64 probes, __u32 had)
+static __always_inline int fatal(const struct change *c, __u64 idle, __u64 interval, __u64 probes, __u32 had)
 {
 	__u64 timeout = c->user_timeout_ms < 0 ? had : c->user_timeout_ms;
 
@@ -55,9 +98,9 @@ static __always_inline int fatal(struct change *c, __u64 idle, __u64 interval, _
 // the idle time is over. With probes unanswered that look could end the
 // connection while the answer is on its way: then keepalive goes off first,
 // and switching it on arms a whole idle time (tcp_set_keepalive).
-static __always_inline __s32 apply(struct tcp_sock *tp, struct change *c)
+static __always_inline __s32 apply(struct tcp_sock *tp, const struct change *c, struct result *result)
 {
-	struct settings *b = &c->before;
+	struct settings *b = &result->before;
 	__u32 idle = (b->idle ?: b->host_idle) / hz;
 	__u32 interval = (b->interval ?: b->host_interval) / hz;
 	__u32 probes = b->probes ?: b->host_probes;
@@ -66,6 +109,11 @@ static __always_inline __s32 apply(struct tcp_sock *tp, struct change *c)
 	int unanswered = tp->inet_conn.icsk_probes_out != 0;
 	int off, error = 0;
 
+	if (c->conditional && (idle != c->was_idle || interval != c->was_interval || probes != c->was_probes ||
+			       b->user_timeout_ms != c->was_user_timeout_ms || b->keepalive != c->was_keepalive)) {
+		result->differs = 1;
+		return 0;
+	}
 	if (c->op == RESTORE) {
 		set_idle = set_idle && c->idle != idle;
 		set_interval = set_interval && c->interval != interval;
@@ -102,27 +150,65 @@ static __always_inline __s32 apply(struct tcp_sock *tp, struct change *c)
 	return error;
 }
 
+static __always_inline struct place *find(__u64 cookie)
+{
+	__u32 at = (__u32)(cookie / NEIGHBOURS * 0x9e3779b97f4a7c15ull >> 32) * NEIGHBOURS + cookie % NEIGHBOURS;
+
+	for (int i = 0; i < PROBES; i++) {
+		__u32 key = (at + i) & mask;
+		struct place *p = bpf_map_lookup_elem(&table, &key);
+
+		if (!p || !p->cookie)
+			return 0;
+		if (p->cookie == cookie)
+			return p;
+	}
+	return 0;
+}
+
+// restored reports whether the socket has what it was given back.
+static __always_inline int restored(struct tcp_sock *tp, const struct change *c)
+{
+	struct settings now;
+
+	read_settings(tp, &now);
+	return now.keepalive == c->keepalive && (!c->idle || c->idle == (now.idle ?: now.host_idle) / hz) &&
+	       (!c->interval || c->interval == (now.interval ?: now.host_interval) / hz) &&
+	       (!c->probes || c->probes == (now.probes ?: now.host_probes)) &&
+	       (c->user_timeout_ms < 0 || c->user_timeout_ms == now.user_timeout_ms);
+}
+
 SEC("iter/tcp")
 int policy(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
 	struct tcp_sock *tp;
 	struct change *c;
+	struct result *r;
+	struct place *p;
 	__u64 cookie;
 
 	if (!skc)
 		return 0;
+	cookie = skc->skc_cookie.counter; // none has been asked for: nobody can mean it
+	if (!cookie)
+		return 0;
+	p = find(cookie);
+	if (!p)
+		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return 0;
-	cookie = bpf_get_socket_cookie(tp);
-	c = bpf_map_lookup_elem(&changes, &cookie);
-	if (!c || c->done)
+	c = bpf_map_lookup_elem(&changes, &p->change);
+	r = bpf_map_lookup_elem(&results, &p->result);
+	if (!c || !r || r->done)
 		return 0;
-	c->done = 1;
-	read_settings(tp, &c->before);
+	r->done = 1;
+	read_settings(tp, &r->before);
 	if (c->op != LOOK)
-		c->error = apply(tp, c);
+		r->error = apply(tp, c, r);
+	if (c->op == RESTORE && !r->error && !r->differs)
+		r->failed = !restored(tp, c);
 	return 0;
 }
 

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/keepalive"
 )
 
 // What a hook pins in its folder, in the order in which it does.
@@ -344,6 +346,26 @@ func listed[T any](ctx context.Context, h *Hook, pin string, visit func(*T) erro
 		}
 		return b, nil
 	})
+}
+
+// Hold keeps the program of a socket that was there before the hook, and that
+// fd is a duplicate of, from weakening the policy, which must be that of one of
+// the rules, if the hook enforces and the socket belongs to its cgroup. It
+// changes no option, and Changed does not visit the socket.
+func (h *Hook) Hold(fd int, p keepalive.Policy) error {
+	rule := slices.IndexFunc(h.Label.Rules, func(r Rule) bool { return r.Policy == p })
+	err := h.Damaged
+	switch {
+	case err != nil:
+	case rule < 0:
+		err = errors.New("none of its rules has that policy")
+	default:
+		err = h.maps.Stored.Update(uint32(fd), hookKept{Rule: uint32(rule)}, ebpf.UpdateNoExist)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return fmt.Errorf("hold a program to the policy of hook %s: %w", h.Label.ID, err)
+	}
+	return nil
 }
 
 // Stop ends the hook's work: new connections get no policy, programs are held

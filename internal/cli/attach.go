@@ -42,8 +42,8 @@ answers with RST and so ends it.
 With --new future connections get the policy, too, before their program does,
 by BPF: those of the whole host, of a --cgroup and those below it, or of a
 --unit. The filter then may tell ports, the peer's address and the family. With
---enforce programs cannot weaken it: their calls succeed and do no more than it
-allows.
+--enforce programs cannot weaken it, nor that of their open connections: their
+calls succeed and do no more than it allows.
 
 A file of --rules is a list, of which a connection has the first that matches:
 

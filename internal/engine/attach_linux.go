@@ -70,6 +70,9 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		if err := r.attachTo(ctx, file, items, rows); err != nil {
 			return nil, err
 		}
+		if err := r.hold(file.ID, hooks, items, rows); err != nil {
+			return nil, err
+		}
 		if file.Len() > 0 || out.New {
 			out.ID = file.ID
 		}

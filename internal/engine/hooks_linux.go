@@ -14,6 +14,7 @@ import (
 	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 )
 
@@ -23,13 +24,14 @@ type hookRules struct {
 	cgroup  string // its folder
 	enforce bool
 	rules   []bpf.Rule
+	of      map[uint16]bool // the rules of the request that these come from
 }
 
 // futureRules makes hooks of the rules for future connections, none if there
 // are none. A rule that its filter does not let be made is an error naming
 // the part.
 func (req *AttachRequest) futureRules() (hooks []hookRules, err error) {
-	for _, rule := range req.Rules {
+	for n, rule := range req.Rules {
 		if !rule.New {
 			continue
 		}
@@ -50,8 +52,9 @@ func (req *AttachRequest) futureRules() (hooks []hookRules, err error) {
 		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.cgroup == cgroup && h.enforce == rule.Enforce })
 		if at < 0 {
 			at = len(hooks)
-			hooks = append(hooks, hookRules{cgroup: cgroup, enforce: rule.Enforce})
+			hooks = append(hooks, hookRules{cgroup: cgroup, enforce: rule.Enforce, of: map[uint16]bool{}})
 		}
+		hooks[at].of[uint16(n)] = true
 		for _, f := range future {
 			hooks[at].rules = append(hooks[at].rules, bpf.Rule{
 				Local: bpf.Ports{Low: f.LocalLow, High: f.LocalHigh}, Peer: bpf.Ports{Low: f.PeerLow, High: f.PeerHigh}, From: f.Peer, Policy: rule.Policy,
@@ -100,7 +103,7 @@ func (e *Engine) hook(id string, hooks []hookRules) error {
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: e.options.HookDir, ID: id + "-" + strconv.Itoa(n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, By: "attach",
+			Dir: e.options.HookDir, ID: hookID(id, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, By: "attach",
 		})
 		if err != nil {
 			return errors.Join(fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way), e.unhook(id))
@@ -132,6 +135,48 @@ func (e *Engine) unhook(id string) error {
 	}
 	return err
 }
+
+// hold keeps programs from weakening the policy on the connections that there
+// were before the hooks.
+func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uint32) error {
+	if !slices.ContainsFunc(hooks, func(h hookRules) bool { return h.enforce }) {
+		return nil
+	}
+	made, err := r.e.hooksOf(id)
+	defer closeHooks(made)
+	if err != nil {
+		return err
+	}
+	taker := held.New()
+	defer taker.Close()
+	for n, it := range items {
+		o := r.snap.outcomes[rows[n]]
+		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.enforce && h.of[it.Rule] })
+		if at < 0 || !o.Done {
+			continue
+		}
+		name := hookID(id, at)
+		k := slices.IndexFunc(made, func(h *bpf.Hook) bool { return h.Label.ID == name })
+		if k < 0 {
+			return fmt.Errorf("hook %s is gone", name)
+		}
+		s, refusal := taker.Take(it.Target.ID.Cookie, it.Target.Owners)
+		if refusal != held.None {
+			if !r.hasEnded(it.Target.ID) {
+				o.Error = "its program may weaken the policy: " + refusal.Error()
+			}
+		} else {
+			if err := made[k].Hold(s.FD, it.Policy); err != nil {
+				o.Error = "its program may weaken the policy: " + err.Error()
+			}
+			taker.Give(s)
+		}
+		r.snap.outcomes[rows[n]] = o
+	}
+	return nil
+}
+
+func hookID(attachment string, n int) string { return attachment + "-" + strconv.Itoa(n) }
 
 func (a attachment) hooked() bool {
 	return slices.ContainsFunc(a.about.Rules, func(r attach.Rule) bool { return r.New })

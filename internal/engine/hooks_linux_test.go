@@ -67,6 +67,8 @@ for word in sys.stdin:
         for s in made:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1000)
+    if word == "show first":
+        made = made[2:] + made[:2]
     print(" ".join(map(str, options(made[-1]))), "|", " ".join(map(str, options(made[-2]))), flush=True)
 `
 
@@ -126,6 +128,8 @@ func TestAttachNew(t *testing.T) {
 				weakened = "1 40 5 4 0"
 			}
 			m.do("weaken", weakened)
+			m.do("show first", weakened)
+			m.do("show first", weakened)
 			ours := 0
 			for c := range must(w.engine.Scan(t.Context(), w.request()))(t).All() {
 				if c.Origin == OriginDeadpeer {

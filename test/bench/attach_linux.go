@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -151,7 +152,8 @@ func applyBPF(ctx context.Context, snap *engine.Snapshot, loading bool) (_ time.
 }
 
 // applyDuplicates takes a duplicate to read what is there, and another to
-// change it: between the two the journal is written.
+// change it: between the two the journal is written. As deadpeer does, it has
+// two workers.
 func applyDuplicates(snap *engine.Snapshot) (time.Duration, error) {
 	type target struct {
 		cookie uint64
@@ -162,22 +164,31 @@ func applyDuplicates(snap *engine.Snapshot) (time.Duration, error) {
 	for c := range snap.All() {
 		list = append(list, target{cookie: c.Sock.Cookie, owners: append([]conn.Owner(nil), c.Owners...)})
 	}
-	taker := held.New()
-	defer taker.Close()
+	takers := [...]*held.Taker{held.New(), held.New()}
 	each := func(do func(t *target, fd uintptr) error) error {
-		for i := range list {
-			t := &list[i]
-			s, refusal := taker.Take(t.cookie, t.owners)
-			if refusal != held.None {
-				return fmt.Errorf("connection %d: %w", t.cookie, refusal)
-			}
-			err := do(t, uintptr(s.FD))
-			taker.Give(s)
-			if err != nil {
-				return fmt.Errorf("connection %d: %w", t.cookie, err)
-			}
+		var errs [len(takers)]error
+		var wg sync.WaitGroup
+		for w, taker := range takers {
+			part := list[w*len(list)/len(takers) : (w+1)*len(list)/len(takers)]
+			wg.Go(func() {
+				for i := range part {
+					t := &part[i]
+					s, refusal := taker.Take(t.cookie, t.owners)
+					if refusal != held.None {
+						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, refusal)
+						return
+					}
+					err := do(t, uintptr(s.FD))
+					taker.Give(s)
+					if err != nil {
+						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, err)
+						return
+					}
+				}
+			})
 		}
-		return nil
+		wg.Wait()
+		return errors.Join(errs[:]...)
 	}
 	start := time.Now()
 	err := each(func(t *target, fd uintptr) (err error) {
@@ -188,8 +199,11 @@ func applyDuplicates(snap *engine.Snapshot) (time.Duration, error) {
 		err = each(func(_ *target, fd uintptr) error { return keepalive.SetFD(fd, quiet()) })
 	}
 	took := time.Since(start)
-	if err != nil {
-		return 0, err
+	if err == nil {
+		err = each(func(t *target, fd uintptr) error { return keepalive.RestoreFD(fd, t.was) })
 	}
-	return took, each(func(t *target, fd uintptr) error { return keepalive.RestoreFD(fd, t.was) })
+	for _, t := range takers {
+		t.Close()
+	}
+	return took, err
 }

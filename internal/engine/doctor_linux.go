@@ -35,6 +35,9 @@ func (e *Engine) Diagnose() []Finding {
 		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
 		diagnoseDestroy(), e.diagnoseTuning(), diagnoseUserNamespaces())
+	if scope, err := readLimit("/proc/sys/kernel/yama/ptrace_scope", 0); err == nil {
+		list = append(list, diagnoseYama(scope, capabilities&(1<<unix.CAP_SYS_PTRACE) != 0)...)
+	}
 	for _, f := range bpf.Features() {
 		list = append(list, Finding{What: f.Name, OK: f.OK, Detail: f.Detail, Mend: f.Mend, Optional: true})
 	}
@@ -100,6 +103,24 @@ func diagnoseGetfd() Finding {
 		f.Detail, f.Mend = err.Error(), "needs Linux 5.6, and a seccomp profile that allows pidfd_open and pidfd_getfd"
 	}
 	return f
+}
+
+// diagnoseYama tells what else pidfd_getfd(2), an attach in the sense of
+// ptrace(2), meets: yama_ptrace_access_check of the kernel. Nothing is told
+// where that is nothing.
+func diagnoseYama(scope int, ptrace bool) []Finding {
+	f := Finding{What: "look into running programs (Yama)"}
+	switch {
+	case scope >= 3:
+		f.Detail = "kernel.yama.ptrace_scope is 3: no program is looked into"
+		f.Mend = "leave it below 3 at the next boot; it cannot be lowered before"
+	case scope > 0 && !ptrace:
+		f.Detail = fmt.Sprintf("kernel.yama.ptrace_scope is %d: not even the caller's own programs are looked into", scope)
+		f.Mend = "run as root, or grant CAP_SYS_PTRACE, or sysctl -w kernel.yama.ptrace_scope=0"
+	default:
+		return nil
+	}
+	return []Finding{f}
 }
 
 // diagnoseDestroy names a socket that cannot exist: a kernel without

@@ -52,7 +52,7 @@ func (e *Engine) Scan(ctx context.Context, req Request) (*Snapshot, error) {
 	start := time.Now()
 	n, denied := r.readSettings(ctx)
 	if denied > 0 {
-		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user)", count(denied, "connection"))
+		r.note(true, "keepalive settings of %s could not be read (needs CAP_SYS_PTRACE, or the same user and kernel.yama.ptrace_scope 0)", count(denied, "connection"))
 	}
 	if n > 0 {
 		r.how(start, "read the settings of %s by pidfd_getfd", count(n, "connection"))

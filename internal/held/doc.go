@@ -13,7 +13,8 @@
 //	defer t.Give(s)
 //
 // Linux 5.6 and later; empty elsewhere. Needs CAP_SYS_PTRACE for other users'
-// processes (PTRACE_MODE_ATTACH_REALCREDS of ptrace(2)).
+// processes, and for any where kernel.yama.ptrace_scope is not 0
+// (PTRACE_MODE_ATTACH_REALCREDS of ptrace(2)).
 package held
 
 // Refusal is why a socket could not be taken. None means it was.
@@ -26,7 +27,7 @@ const (
 	OwnerGone   Refusal = "the process that held it closed it or ended"
 	Reused      Refusal = "its descriptor now holds something else"
 	MPTCP       Refusal = "a subflow of an MPTCP connection cannot be reached"
-	NeedsPtrace Refusal = "its process may not be looked into (needs CAP_SYS_PTRACE, or the same user)"
+	NeedsPtrace Refusal = "its process may not be looked into (needs CAP_SYS_PTRACE, or the same user and kernel.yama.ptrace_scope 0)"
 	NeedsKernel Refusal = "needs pidfd_getfd(2), Linux 5.6"
 	Failed      Refusal = "the kernel refused a duplicate of it"
 )

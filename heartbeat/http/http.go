@@ -108,7 +108,7 @@ func (t *Target) Ping(ctx context.Context) error {
 // Reconnect closes the connection, if any, and makes another.
 func (t *Target) Reconnect(ctx context.Context) error {
 	if err := t.held.Replace(ctx, t.connect); err != nil {
-		return fmt.Errorf("connect to %s: %w", t.url.Redacted(), err)
+		return fmt.Errorf("connect to %s: %w", t.url.Host, err)
 	}
 	return nil
 }
@@ -129,7 +129,8 @@ func (t *Target) connect(ctx context.Context) (conn, error) {
 	if t.url.Scheme == "https" {
 		secure := tls.Client(c, t.tls())
 		if err := secure.HandshakeContext(ctx); err != nil {
-			return nil, errors.Join(err, c.Close())
+			_ = c.Close() // err tells why
+			return nil, err
 		}
 		if secure.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS && t.url.Path == "" && t.url.RawQuery == "" {
 			return newPinger(secure)
@@ -146,7 +147,8 @@ func (t *Target) connect(ctx context.Context) (conn, error) {
 	transport.Protocols.SetHTTP2(true)
 	client, err := transport.NewClientConn(ctx, t.url.Scheme, address)
 	if err != nil {
-		return nil, errors.Join(err, c.Close())
+		_ = c.Close() // err tells why
+		return nil, err
 	}
 	return &requester{client, t}, nil
 }
@@ -176,7 +178,7 @@ func (c *requester) ask(ctx context.Context) error {
 	}
 	response, err := c.RoundTrip(request)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", c.target.url.Redacted(), err)
+		return fmt.Errorf("ask %s: %w", c.target.url.Host, err)
 	}
 	// What of a body is left over costs an HTTP/1.1 connection.
 	defer func() { _ = response.Body.Close() }()
@@ -185,7 +187,7 @@ func (c *requester) ask(ctx context.Context) error {
 		return &StatusError{response.StatusCode}
 	}
 	if err != nil {
-		return fmt.Errorf("read answer of %s: %w", c.target.url.Redacted(), err)
+		return fmt.Errorf("read answer of %s: %w", c.target.url.Host, err)
 	}
 	return nil
 }

@@ -148,14 +148,16 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 		config := c.opts.TLS.Clone()
 		if config.ServerName == "" && !config.InsecureSkipVerify {
 			if config.ServerName, _, err = net.SplitHostPort(c.address); err != nil {
-				return nil, errors.Join(err, conn.Close())
+				_ = conn.Close() // err tells why
+				return nil, err
 			}
 		}
 		conn = tls.Client(conn, config)
 	}
 	s, err := handshake(ctx, conn)
 	if err != nil {
-		return nil, errors.Join(err, conn.Close())
+		_ = conn.Close() // err tells why
+		return nil, err
 	}
 	if _, err := s.call(ctx, "register", c.opts.Storage, true); err != nil {
 		_ = s.Close()

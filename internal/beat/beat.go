@@ -84,7 +84,7 @@ func (e *Endpoint) Text(err error) string {
 func show(u *url.URL) string {
 	shown := *u
 	shown.RawQuery, shown.Fragment, shown.RawFragment = "", "", ""
-	if u.User != nil {
+	if shown.User = nil; u.User.Username() != "" {
 		shown.User = url.User(u.User.Username())
 	}
 	return conn.Printable(shown.String())

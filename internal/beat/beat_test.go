@@ -16,7 +16,7 @@ func TestOpen(t *testing.T) {
 		"postgres://u:hidden@h/db?sslmode=disable&password=hidden2": "postgres://u@h/db",
 		"mysql://u:hidden@[fd00::1]/db?tls=false":                   "mysql://u@[fd00::1]/db",
 		"mariadb://h":                       "mariadb://h",
-		"redis://:hidden@h:6380/2":          "redis://@h:6380/2",
+		"redis://:hidden@h:6380/2":          "redis://h:6380/2",
 		"https://u:hidden@h/x?token=hidden": "https://u@h/x",
 		"grpc://h:50051/orders":             "grpc://h:50051/orders",
 		"wss://h/feed":                      "wss://h/feed",

@@ -73,7 +73,8 @@ func (t *redisTarget) connect(ctx context.Context) (*redisConn, error) {
 	c := &redisConn{Conn: conn, reader: bufio.NewReaderSize(conn, mostReply)}
 	for _, command := range append(t.login, []string{"PING"}) {
 		if err := c.do(ctx, command...); err != nil {
-			return nil, errors.Join(err, conn.Close())
+			_ = conn.Close() // err tells why
+			return nil, err
 		}
 	}
 	return c, nil

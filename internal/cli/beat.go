@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,6 +91,9 @@ func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) erro
 			return usage(err)
 		}
 		defer func() { _ = e.Close() }() // nothing is lost with it
+		if strings.HasPrefix(word, "tcp:") && time.Duration(flags.deadline) < 2*time.Second {
+			return usage(fmt.Errorf("--deadline %s: want 2s or more with tcp, whose ping takes up to a second", spanText(time.Duration(flags.deadline))))
+		}
 		endpoints = append(endpoints, e)
 	}
 	if flags.until != 0 {
@@ -97,7 +101,7 @@ func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) erro
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(flags.until))
 		defer cancel()
 	}
-	view := a.beatView(flags.output, endpoints)
+	view := a.beatView(flags.output, !flags.once, endpoints)
 	defer view.close()
 	if flags.once {
 		return a.beatOnce(ctx, flags, endpoints, view)
@@ -210,7 +214,8 @@ type beatTarget struct {
 
 	mu    sync.Mutex
 	tried bool
-	why   error // the last attempt to connect failed
+	why   error         // the last attempt to connect failed
+	took  time.Duration // the last ping, without the connecting before it
 }
 
 // Reconnect connects.
@@ -232,13 +237,21 @@ func (t *beatTarget) Ping(ctx context.Context) error {
 			return err
 		}
 	}
+	start := time.Now()
 	err := t.Endpoint.Ping(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.took = time.Since(start)
 	if err != nil && t.why != nil {
 		return t.why
 	}
 	return err
+}
+
+func (t *beatTarget) latency() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.took
 }
 
 // Heard passes on what the endpoint's own client knows.
@@ -290,9 +303,13 @@ func (o *beatObserver) Observe(e heartbeat.Event) {
 	line := beatLine{at: time.Now(), endpoint: t.Endpoint, state: e.State, err: e.Err}
 	switch e.Kind {
 	case heartbeat.Answered:
-		line.latency = e.Latency
+		line.latency = t.latency()
 		line.p99 = e.Handle.Latency().Quantile(0.99)
 	case heartbeat.Failed, heartbeat.ReconnectFailed:
+	case heartbeat.Heard:
+		if e.State == e.Was {
+			return
+		}
 	default:
 		return
 	}

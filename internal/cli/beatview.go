@@ -11,8 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/term"
-
 	"deadpeer/heartbeat"
 	"deadpeer/internal/beat"
 )
@@ -20,6 +18,7 @@ import (
 // beatLine is what is known of an endpoint at a time.
 type beatLine struct {
 	at       time.Time
+	since    time.Time // when it came to be in its state
 	endpoint *beat.Endpoint
 	state    heartbeat.State
 	latency  time.Duration // 0 for none
@@ -30,24 +29,29 @@ type beatLine struct {
 // beatView shows lines as they come, or a table of the latest. Safe for
 // concurrent use.
 type beatView struct {
-	out    io.Writer
-	table  bool
-	live   bool // the table is drawn over itself
-	colour bool
+	out   io.Writer
+	table bool
 
 	mu     sync.Mutex
 	latest []beatLine // of the endpoints, in their order
-	drawn  int        // lines on the screen
+	at     map[*beat.Endpoint]int
+	screen *beatScreen // nil unless the table is drawn all along
 }
 
-func (a *app) beatView(output string, endpoints []*beat.Endpoint) *beatView {
-	terminal := isTerminal(a.stdout)
+// beatView is one for a terminal that is watched, or for a file.
+func (a *app) beatView(output string, watched bool, endpoints []*beat.Endpoint) *beatView {
+	terminal := isTerminal(a.stdout) && os.Getenv("TERM") != "dumb"
 	v := &beatView{
-		out: a.stdout, live: terminal, colour: a.colour(),
-		table: output == "table" || output == "auto" && terminal,
+		out: a.stdout, table: output == "table" || output == "auto" && terminal,
+		at: map[*beat.Endpoint]int{},
 	}
-	for _, e := range endpoints {
+	for i, e := range endpoints {
 		v.latest = append(v.latest, beatLine{endpoint: e})
+		v.at[e] = i
+	}
+	if f, ok := a.stdout.(*os.File); ok && v.table && terminal && watched {
+		v.screen = newBeatScreen(f, a.colour())
+		go v.screen.run(v.copy)
 	}
 	return v
 }
@@ -59,26 +63,33 @@ func (v *beatView) show(line beatLine) {
 		v.json(line)
 		return
 	}
-	for i := range v.latest {
-		if v.latest[i].endpoint != line.endpoint {
-			continue
-		}
-		if line.latency == 0 { // the last one known
-			line.latency, line.p99 = v.latest[i].latency, v.latest[i].p99
-		}
-		v.latest[i] = line
+	last := &v.latest[v.at[line.endpoint]]
+	line.since = last.since
+	if last.at.IsZero() || last.state != line.state {
+		line.since = line.at
 	}
-	if v.live {
-		v.draw()
+	if line.latency == 0 { // the last one known
+		line.latency, line.p99 = last.latency, last.p99
+	}
+	*last = line
+	if v.screen != nil {
+		v.screen.changed()
 	}
 }
 
-// close draws the table where it was not drawn all along.
-func (v *beatView) close() {
+func (v *beatView) copy() []beatLine {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.table && !v.live {
-		v.draw()
+	return append([]beatLine(nil), v.latest...)
+}
+
+// close leaves the table behind.
+func (v *beatView) close() {
+	if v.screen != nil {
+		v.screen.close()
+	}
+	if v.table {
+		v.print(v.copy())
 	}
 }
 
@@ -92,7 +103,7 @@ func (v *beatView) json(line beatLine) {
 	}{At: line.at.UTC().Format(time.RFC3339Nano), URL: line.endpoint.Name, State: line.state.String()}
 	if line.err != nil {
 		out.Error = new(line.endpoint.Text(line.err))
-	} else {
+	} else if line.latency > 0 {
 		out.LatencyMS = new(float64(line.latency.Microseconds()) / 1000)
 	}
 	enc := json.NewEncoder(v.out)
@@ -100,50 +111,30 @@ func (v *beatView) json(line beatLine) {
 	_ = enc.Encode(out) // a reader that has gone shows by SIGPIPE
 }
 
-// draw writes the table, over the one before on a terminal.
-func (v *beatView) draw() {
+// print writes the whole table.
+func (v *beatView) print(lines []beatLine) {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "STATE\tLATENCY\tP99\tURL\tERROR")
-	for _, l := range v.latest {
-		state, text := l.state.String(), ""
-		if l.at.IsZero() {
-			state = "connecting"
-		}
+	for _, l := range lines {
+		text := ""
 		if l.err != nil {
 			text = l.endpoint.Text(l.err)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", state, milliseconds(l.latency), atMost(l.p99), l.endpoint.Name, text)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.word(), milliseconds(l.latency), atMost(l.p99), l.endpoint.Name, text)
 	}
 	_ = w.Flush() // to memory
-	if v.live && v.drawn > 0 {
-		fmt.Fprintf(v.out, "\x1b[%dA", v.drawn)
-	}
-	v.drawn = 0
-	width := v.width()
 	for line := range strings.Lines(b.String()) {
-		line = strings.TrimRight(line, " \n")
-		if !v.live {
-			fmt.Fprintln(v.out, line)
-			continue
-		}
-		v.drawn++
-		runes := []rune(line)
-		line = string(runes[:min(len(runes), width)]) // one that wraps would be two
-		if rest, ok := strings.CutPrefix(line, "down"); ok && v.colour {
-			line = "\x1b[1;31mdown\x1b[0m" + rest
-		}
-		fmt.Fprintf(v.out, "%s\x1b[K\n", line)
+		fmt.Fprintln(v.out, strings.TrimRight(line, " \n"))
 	}
 }
 
-func (v *beatView) width() int {
-	if f, ok := v.out.(*os.File); ok {
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
-			return width
-		}
+// word is the state as a table tells it.
+func (l beatLine) word() string {
+	if l.at.IsZero() {
+		return "connecting"
 	}
-	return 80
+	return l.state.String()
 }
 
 func milliseconds(d time.Duration) string {
@@ -158,5 +149,8 @@ func atMost(d time.Duration) string {
 	if d == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("≤ %.3g ms", float64(d.Microseconds())/1000)
+	if ms := float64(d.Microseconds()) / 1000; ms < 100 {
+		return fmt.Sprintf("≤ %.3g ms", ms)
+	}
+	return fmt.Sprintf("≤ %d ms", d.Milliseconds())
 }

@@ -2,65 +2,51 @@ package wire
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
+	"math"
 )
 
 // Reader reads the TCP segments of a pcap or pcapng file
 // (draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng), compressed by gzip or
 // not.
 type Reader struct {
-	next    func() ([]byte, gopacket.CaptureInfo, error)
-	link    func(gopacket.CaptureInfo) Link
+	next    func() (record, error)
 	skipped [skips]int
 }
 
-// Magic numbers of pcapng and gzip; all others are for the reader of pcap.
-const (
-	magicSection = 0x0a0d0d0a
-	magicGzip    = 0x1f8b
-)
+const magicGzip = 0x1f8b
 
 // NewReader reads the head of a file.
 func NewReader(r io.Reader) (*Reader, error) {
 	b := bufio.NewReaderSize(r, 1<<16)
+	if head, err := b.Peek(2); err == nil && binary.BigEndian.Uint16(head) == magicGzip {
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return nil, fmt.Errorf("read capture: decompress: %w", noEOF(err))
+		}
+		b = bufio.NewReaderSize(z, 1<<16)
+	}
 	head, err := b.Peek(4)
 	if err != nil {
 		return nil, fmt.Errorf("read capture: neither pcap nor pcapng: %w", noEOF(err))
 	}
-	compressed := binary.BigEndian.Uint16(head) == magicGzip
-	if compressed || binary.BigEndian.Uint32(head) == magicSection {
-		ng, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
-		if err == nil {
-			return &Reader{next: ng.ZeroCopyReadPacketData, link: linkOfPacket}, nil
-		}
-		if !compressed {
+	if binary.BigEndian.Uint32(head) == blockSection {
+		f, err := openPcapng(b)
+		if err != nil {
 			return nil, fmt.Errorf("read capture: %w", noEOF(err))
 		}
-		return nil, fmt.Errorf("read capture: compressed, but no pcapng; decompress it first: %w", noEOF(err))
+		return &Reader{next: f.next}, nil
 	}
-	old, err := pcapgo.NewReader(b)
+	f, err := openPcap(b)
 	if err != nil {
 		return nil, fmt.Errorf("read capture: neither pcap nor pcapng: %w", noEOF(err))
 	}
-	link := Link(old.LinkType())
-	return &Reader{next: old.ZeroCopyReadPacketData, link: func(gopacket.CaptureInfo) Link { return link }}, nil
-}
-
-func linkOfPacket(ci gopacket.CaptureInfo) Link {
-	if len(ci.AncillaryData) > 0 {
-		if link, ok := ci.AncillaryData[0].(layers.LinkType); ok {
-			return Link(link)
-		}
-	}
-	return 1<<16 - 1
+	return &Reader{next: f.next}, nil
 }
 
 func noEOF(err error) error {
@@ -79,15 +65,15 @@ func (r *Reader) Each(ctx context.Context, visit func(*Segment) error) error {
 		if n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		b, ci, err := r.next()
+		p, err := r.next()
 		if err != nil {
 			if err == io.EOF { //nolint:errorlint // the clean end, and no other
 				return nil
 			}
 			return fmt.Errorf("read packet %d: %w", n+1, err)
 		}
-		s = Segment{Time: ci.Timestamp, Interface: int32(ci.InterfaceIndex)}
-		if skip := Parse(r.link(ci), b, ci.Length, &s); skip != Taken {
+		s = Segment{Time: p.time, Interface: int32(p.iface)}
+		if skip := Parse(p.link, p.data, p.length, &s); skip != Taken {
 			r.skipped[skip]++
 			continue
 		}
@@ -102,38 +88,66 @@ func (r *Reader) Skipped(why Skip) int { return r.skipped[why] }
 
 // Writer writes a pcapng file of what a Capture hands over.
 type Writer struct {
-	ng  *pcapgo.NgWriter
+	out *bufio.Writer
 	buf []byte
 }
 
-// NewWriter writes the head of a file.
+// NewWriter writes the head of a file: a section in little-endian order, and
+// an interface with times in nanoseconds.
 func NewWriter(w io.Writer) (*Writer, error) {
-	options := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "deadpeer"}}
-	ng, err := pcapgo.NewNgWriterInterface(w, pcapgo.NgInterface{
-		Name: "any", LinkType: layers.LinkTypeLinuxSLL2, SnapLength: snapLength + 20,
-		TimestampResolution: 9,
-	}, options)
-	if err != nil {
-		return nil, fmt.Errorf("write capture: %w", err)
-	}
-	return &Writer{ng: ng}, nil
+	f := &Writer{out: bufio.NewWriterSize(w, 1<<16)}
+	section := binary.LittleEndian.AppendUint32(nil, 0x1a2b3c4d)
+	section = append(section, 1, 0, 0, 0)                                       // version 1.0
+	section = binary.LittleEndian.AppendUint64(section, math.MaxUint64)         // of a length not said
+	section = appendOption(section, 4, "deadpeer")                              // shb_userappl
+	link := binary.LittleEndian.AppendUint32(nil, uint32(LinkSLL2))             // and two bytes reserved
+	link = binary.LittleEndian.AppendUint32(link, snapLength+20)                // what is kept of a packet
+	link = appendOption(appendOption(link, 2, "any"), optionResolution, "\x09") // if_name
+	return f, errors.Join(
+		f.block(blockSection, binary.LittleEndian.AppendUint32(section, optionEnd)),
+		f.block(blockInterface, binary.LittleEndian.AppendUint32(link, optionEnd)))
 }
 
-// Write adds a packet.
-func (w *Writer) Write(p *Packet) error {
-	w.buf = p.appendSLL2(w.buf[:0])
-	err := w.ng.WritePacket(gopacket.CaptureInfo{
-		Timestamp: p.Time, CaptureLength: len(w.buf), Length: p.Length + len(w.buf) - len(p.Data),
-	}, w.buf)
-	if err != nil {
+func appendOption(b []byte, code uint16, value string) []byte {
+	b = binary.LittleEndian.AppendUint16(b, code)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(value)))
+	return pad(append(b, value...))
+}
+
+// pad fills up to four bytes.
+func pad(b []byte) []byte { return append(b, make([]byte, -len(b)&3)...) }
+
+func (f *Writer) block(kind uint32, body []byte) error {
+	var head [8]byte
+	binary.LittleEndian.PutUint32(head[:], kind)
+	binary.LittleEndian.PutUint32(head[4:], uint32(len(body)+12))
+	_, _ = f.out.Write(head[:]) // a bufio.Writer keeps its error
+	_, _ = f.out.Write(body)
+	if _, err := f.out.Write(head[4:]); err != nil {
 		return fmt.Errorf("write capture: %w", err)
 	}
 	return nil
 }
 
+// Write adds a packet.
+func (f *Writer) Write(p *Packet) error {
+	at := uint64(p.Time.UnixNano())
+	b := binary.LittleEndian.AppendUint32(f.buf[:0], 0) // the only interface
+	b = binary.LittleEndian.AppendUint32(b, uint32(at>>32))
+	b = binary.LittleEndian.AppendUint32(b, uint32(at))
+	b = binary.LittleEndian.AppendUint64(b, 0) // for the lengths
+	head := len(b)
+	b = p.appendSLL2(b)
+	kept := len(b) - head
+	binary.LittleEndian.PutUint32(b[head-8:], uint32(kept))
+	binary.LittleEndian.PutUint32(b[head-4:], uint32(p.Length+kept-len(p.Data)))
+	f.buf = pad(b)
+	return f.block(blockEnhanced, f.buf)
+}
+
 // Flush writes out what is held back.
-func (w *Writer) Flush() error {
-	if err := w.ng.Flush(); err != nil {
+func (f *Writer) Flush() error {
+	if err := f.out.Flush(); err != nil {
 		return fmt.Errorf("write capture: %w", err)
 	}
 	return nil

@@ -10,10 +10,11 @@ import (
 	"testing"
 )
 
-// heavy modules are for the programs of others: they would double what every
-// run of deadpeer takes of the memory of a host that may be short of it.
+// heavy modules are for tests and for the programs of others. They would double
+// what every run of deadpeer takes of the memory of a host that may be short
+// of it.
 var heavy = []string{
-	"github.com/prometheus", "github.com/redis", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto",
+	"github.com/gopacket", "github.com/prometheus", "github.com/redis", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto",
 }
 
 // methodsByName is what calls methods by names that are known only when it

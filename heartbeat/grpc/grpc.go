@@ -7,7 +7,9 @@
 //
 // A gRPC connection whose peer is gone is not given up by a call that misses
 // its deadline. Reconnect closes it, so that the client, which the application
-// may share, makes another.
+// may share, makes another. One that ends by itself, by RST or GOAWAY, gRPC
+// replaces with the next call: under a ping that is one failure at most, between
+// two pings none. A target is then up again without Reconnect.
 //
 // It is a call, and not the PING of HTTP/2: a proxy answers that for a dead
 // server behind it, as its kernel answers TCP keepalive, and servers close

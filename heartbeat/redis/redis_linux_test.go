@@ -3,11 +3,14 @@ package redis_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -94,6 +97,73 @@ func TestDeadConnectionsLeaveThePool(t *testing.T) {
 	if err := errors.Join(target.Reconnect(t.Context()), target.Ping(t.Context()), c.Ping(t.Context()).Err()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A connection that breaks under a ping is told by that ping, though the client
+// would send it again over another, and has one by the next.
+func TestBrokenConnectionIsTold(t *testing.T) {
+	t.Parallel()
+	address, _ := server(t)
+	through, breakAll := forward(t, address)
+	c := redis.NewClient(&redis.Options{Addr: through, ContextTimeoutEnabled: true}) // with go-redis's retries
+	t.Cleanup(func() { _ = c.Close() })
+	target := beat.New(c)
+	for _, n := range []int{1, 3} {
+		fill(t, c, n)
+		breakAll()
+		if err := target.Ping(t.Context()); err == nil {
+			t.Errorf("%d connections broke, and none is told", n)
+		}
+		if err := target.Ping(t.Context()); err != nil {
+			t.Errorf("the ping after that: %v", err)
+		}
+	}
+}
+
+// forward passes bytes on to address, until breakAll: connections of before
+// then end with the next byte of the client.
+func forward(t *testing.T, address string) (through string, breakAll func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var age atomic.Int64
+	var conns sync.WaitGroup
+	t.Cleanup(func() { _ = l.Close(); conns.Wait() })
+	conns.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				_ = client.Close()
+				return
+			}
+			born := age.Load()
+			conns.Go(func() {
+				_, _ = io.Copy(client, server)
+				_ = client.Close()
+			})
+			conns.Go(func() {
+				b := make([]byte, 4096)
+				for {
+					n, err := client.Read(b)
+					if err != nil || age.Load() > born {
+						break
+					}
+					if _, err := server.Write(b[:n]); err != nil {
+						break
+					}
+				}
+				_, _ = client.Close(), server.Close()
+			})
+		}
+	})
+	return l.Addr().String(), func() { age.Add(1) }
 }
 
 // fill has a client open n connections and keep them idle.

@@ -25,7 +25,7 @@ const methodsByName = "text/template.(*state).evalField"
 func TestProgramIsLight(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "deadpeer")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, module+"/cmd/deadpeer")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", program, module+"/cmd/deadpeer")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -87,19 +88,25 @@ const mostReply = 4096
 type redisConn struct {
 	net.Conn
 	reader *bufio.Reader
+	owed   int // replies to commands whose deadline came first
 }
 
-// do sends a command that is answered with a line, and reads that. Any error
-// but the server's own closes the connection: the answer may still come, and
-// would be taken for that to the next command.
+// do sends a command that is answered with a line, and reads that. The answer
+// to one whose deadline came first is waited for together with the next one's:
+// a connection is not to be lost with one answer. Any other error but the
+// server's own closes it.
 func (c *redisConn) do(ctx context.Context, words ...string) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	late := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.SetDeadline(time.Unix(1, 0))
+		close(late)
+	})
 	line, err := c.exchange(words)
 	if !stop() {
-		err = ctx.Err() // the deadline may be in the past by now
+		<-late
+		err = errors.Join(ctx.Err(), c.SetDeadline(time.Time{}))
 	}
 	if err != nil {
-		_ = c.Close()
 		return fmt.Errorf("redis %s: %w", words[0], err)
 	}
 	switch {
@@ -119,11 +126,22 @@ func (c *redisConn) exchange(words []string) (line string, err error) {
 		request = fmt.Appendf(request, "$%d\r\n%s\r\n", len(w), w)
 	}
 	if _, err := c.Write(request); err != nil {
+		_ = c.Close() // it may have a part of the command
 		return "", err
 	}
-	reply, err := c.reader.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		return "", fmt.Errorf("reply is longer than %d bytes", mostReply)
+	var reply []byte
+	for c.owed++; c.owed > 0; c.owed-- {
+		reply, err = c.reader.ReadSlice('\n')
+		if err == nil {
+			continue
+		}
+		if len(reply) > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			_ = c.Close()
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			err = fmt.Errorf("reply is longer than %d bytes", mostReply)
+		}
+		return "", err
 	}
-	return strings.TrimRight(string(reply), "\r\n"), err
+	return strings.TrimRight(string(reply), "\r\n"), nil
 }

@@ -3,6 +3,7 @@ package beat_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os/exec"
@@ -67,6 +68,45 @@ func TestRedisLogsIn(t *testing.T) {
 	want := "$4 AUTH $2 me $3 a b |$6 SELECT $1 2 |$4 PING |$4 PING |$4 PING |$4 PING "
 	if text := strings.Join(got, "|"); text != want {
 		t.Errorf("server was told %q, want %q", text, want)
+	}
+}
+
+// An answer that comes late is not taken for that to the next PING, which finds
+// the connection as it was.
+func TestLateRedis(t *testing.T) {
+	t.Parallel()
+	l := listen(t)
+	resume := make(chan struct{})
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "+PONG\r\n") // to the first, at once
+		<-resume
+		_, _ = io.WriteString(c, "-LOADING\r\n+PONG\r\n-MISCONF\r\n")
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	e, err := beat.Open("redis://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	if err := e.Reconnect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := e.Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a server that is late: %v", err)
+	}
+	close(resume)
+	if err := e.Ping(t.Context()); err != nil {
+		t.Errorf("the ping after that: %v", err)
+	}
+	if err := e.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "MISCONF") {
+		t.Errorf("the third: %v", err)
 	}
 }
 

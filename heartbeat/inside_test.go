@@ -23,13 +23,13 @@ func TestWheelAgainstList(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		var w wheel
-		w.now = []uint64{0, 255, 1 << 16, 1<<24 - 1, 1<<40 - 300}[seed%5]
+		w.now = []uint64{0, 255, 1 << 16, 1<<28 - 1, 1<<40 - 300}[seed%5]
 		live := map[*Handle]uint64{}
-		span := []uint64{3, 300, 70_000, 20_000_000, 5_000_000_000}[seed/5%5]
+		span := []uint64{3, 300, 300_000, 300_000_000, 1 << 38}[seed/5%5]
 		for range 400 {
 			switch r.IntN(4) {
 			case 0, 1:
-				h := &Handle{due: w.now + r.Uint64N(span)}
+				h := &Handle{due: w.now + min(r.Uint64N(span), farAway)}
 				w.insert(h)
 				live[h] = h.due
 			case 2:
@@ -80,6 +80,27 @@ func TestWheelKeepsOrderWithinATick(t *testing.T) {
 	w.advance(500, func(h *Handle) { out = append(out, h) })
 	if !slices.Equal(in, out) {
 		t.Error("not first in, first out")
+	}
+}
+
+// However the ticks of handles lie to the present's bits, only few stand in one
+// slot and move at one time.
+func TestWheelSpreadsOut(t *testing.T) {
+	t.Parallel()
+	for _, now := range []uint64{0, 1<<16 - 15_000, 1<<18 - 1, 1<<28 - 100_000, 1<<38 - 5} {
+		w := wheel{now: now}
+		for i := range uint64(250_000) {
+			w.insert(&Handle{due: now + 1 + i})
+		}
+		for slot, h := range w.slots {
+			n := 0
+			for ; h != nil; h = h.next {
+				n++
+			}
+			if n > 256 {
+				t.Errorf("at %d: slot %d has %d handles", now, slot, n)
+			}
+		}
 	}
 }
 

@@ -2,7 +2,9 @@
 // today, a goroutine and a time.Ticker for each target: memory over the
 // targets themselves, CPU, and by how much pings come late. Pings are in
 // memory and answered at once. Every run is a process of its own, which adds
-// its targets over one period and measures the next one. It asserts nothing.
+// its targets over one period and measures the next one. Beside it stands by
+// how much an idle process was late meanwhile: less than that nobody can be on
+// this machine. It asserts nothing.
 //
 // Linux; no privileges. On a busy machine look at ratios.
 //
@@ -60,20 +62,43 @@ func run(ctx context.Context) error {
 		return err
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "period %v\tRSS per target\tCPU\tscheduling error p50\tp99\tmax\tpings\n", *period)
+	fmt.Fprintf(w, "period %v\tRSS per target\tCPU\tscheduling error p50\tp99\tmax\tpings\tidle process p99\tmax\n", *period)
 	for word := range strings.SplitSeq(*numbers, ",") {
 		for _, how := range []string{"heartbeat", "ticker"} {
 			var out bytes.Buffer
 			cmd := exec.CommandContext(ctx, self, role, how, word, period.String())
 			cmd.Stdout, cmd.Stderr = &out, os.Stderr
-			if err := cmd.Run(); err != nil {
+			noise := listen()
+			err := cmd.Run()
+			p99, worst := noise()
+			if err != nil {
 				return fmt.Errorf("measure %s with %s targets: %w", how, word, err)
 			}
-			fmt.Fprintf(w, "%s %s\t%s", word, how, out.String())
+			fmt.Fprintf(w, "%s %s\t%s\t%v\t%v\n", word, how, out.String(), p99, worst)
 		}
 	}
-	fmt.Fprintf(w, "goals at 1000000\t≤ 200 B\t≤ 25 %%\t\t≤ 10 ms\t\t\n")
+	fmt.Fprintf(w, "goals at 1000000\t≤ 200 B\t≤ 25 %%\t\t≤ 10 ms\t\t\t\t\n")
 	return w.Flush()
+}
+
+// listen wakes up every 10 ms and notes how late, until it is asked.
+func listen() (stop func() (p99, worst time.Duration)) {
+	m := &meter{}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for due := time.Now(); sleep(ctx, time.Until(due)) == nil; due = time.Now().Add(10 * time.Millisecond) {
+			m.add(time.Since(due))
+		}
+	}()
+	return func() (p99, worst time.Duration) {
+		cancel()
+		<-done
+		p99, _ = m.quantile(0.99)
+		worst, _ = m.quantile(1)
+		return p99, worst
+	}
 }
 
 // target answers at once. It measures how far apart its pings are.
@@ -185,7 +210,7 @@ func measure(ctx context.Context, how string, n int, period time.Duration) error
 	p50, _ := m.quantile(0.5)
 	p99, total := m.quantile(0.99)
 	worst, _ := m.quantile(1)
-	fmt.Printf("%d B\t%.1f %%\t%v\t%v\t%v\t%d\n", (after-before)/n,
+	fmt.Printf("%d B\t%.1f %%\t%v\t%v\t%v\t%d", (after-before)/n,
 		100*float64(cpuAfter-cpuBefore)/float64(period), p50, p99, worst, total)
 	runtime.KeepAlive(targets)
 	return nil

@@ -106,6 +106,7 @@ func (h *Handle) Remove() {
 	if free {
 		m.wheel.remove(h)
 	}
+	delete(m.early, h)
 	idle := !m.running || m.stopping
 	m.mu.Unlock()
 	if free || idle {

@@ -104,6 +104,20 @@ func TestWheelSpreadsOut(t *testing.T) {
 	}
 }
 
+// A program whose period is not given adds and removes targets all the same.
+func TestMonitorNotStartedForgets(t *testing.T) {
+	t.Parallel()
+	m := New(Options{Period: -1, Observer: Observers()})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	kept := m.Add("kept", PingFunc(nil))
+	m.Add("removed", PingFunc(nil)).Remove()
+	if _, ok := m.early[kept]; !ok || len(m.early) != 1 {
+		t.Errorf("%d targets are held, want the one", len(m.early))
+	}
+}
+
 func TestLatency(t *testing.T) {
 	t.Parallel()
 	var l Latency

@@ -14,14 +14,14 @@ import (
 type Monitor struct {
 	opts Options
 
-	mu       sync.Mutex // guards all below and the handles
-	wake     sync.Cond  // of workers that have nothing to do
-	base     time.Time  // tick 0
-	wheel    wheel      // handles that wait for their time
-	queue    queue      // handles whose time has come
-	early    []*Handle  // added before the start
-	batch    *batch     // of pings that start now
-	sleeping uint64     // tick until which the scheduler sleeps
+	mu       sync.Mutex           // guards all below and the handles
+	wake     sync.Cond            // of workers that have nothing to do
+	base     time.Time            // tick 0
+	wheel    wheel                // handles that wait for their time
+	queue    queue                // handles whose time has come
+	early    map[*Handle]struct{} // added before the start, not removed
+	batch    *batch               // of pings that start now
+	sleeping uint64               // tick until which the scheduler sleeps
 	kick     chan struct{}
 
 	period   time.Duration
@@ -49,6 +49,7 @@ func New(opts Options) *Monitor {
 		opts:       opts.withDefaults(),
 		kick:       make(chan struct{}, 1),
 		done:       make(chan struct{}),
+		early:      map[*Handle]struct{}{},
 		reconnects: map[*Handle]context.CancelFunc{},
 	}
 	m.wake.L = &m.mu
@@ -84,10 +85,8 @@ func (m *Monitor) Start(ctx context.Context) error {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, h := range m.early {
-		if !h.has(removed) {
-			m.later(h, stepPing, m.spread())
-		}
+	for h := range m.early {
+		m.later(h, stepPing, m.spread())
 	}
 	m.early, m.running = nil, true
 	go m.schedule()
@@ -156,7 +155,7 @@ func (m *Monitor) Add(name string, t Target) *Handle {
 	switch {
 	case m.stopping:
 	case !m.running:
-		m.early = append(m.early, h)
+		m.early[h] = struct{}{}
 	default:
 		m.later(h, stepPing, m.spread())
 	}

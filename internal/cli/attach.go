@@ -186,6 +186,9 @@ func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
 	case done.ID != "":
 		a.say("attachment %s: %s; deadpeer detach %s gives back what was there", done.ID, count(done.Changed, "connection"), done.ID)
 	}
+	if done.Ended > 0 {
+		a.say("%s had ended before it was their turn", count(done.Ended, "connection"))
+	}
 	if f := done.InFlight; f != nil {
 		a.say("data in flight is given up only after %s to %s (tcp_retries2); --in-flight bounds it", verdict.Duration(f.Earliest), verdict.Duration(f.Latest))
 	}

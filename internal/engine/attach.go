@@ -61,7 +61,7 @@ type Attached struct {
 	// a program had set them itself cannot be told; a later change of the
 	// host's will not reach them.
 	ByValue int
-	Ended   int // detaching: sockets that needed nothing any more
+	Ended   int // meanwhile: they need nothing any more
 }
 
 // Attachment is a policy that is on sockets of running programs.

@@ -230,6 +230,7 @@ func (r *run) settingsOf(row *row) (s keepalive.Settings, known bool) {
 func (r *run) bookAttached(i uint32, rep attach.Report) {
 	row := r.snap.table.at(i)
 	if row.skip = rep.Ended; rep.Ended {
+		r.ended++
 		return
 	}
 	r.snap.outcomes[i] = Outcome{Action: actionAttach, Done: rep.Done, Error: rep.Why}
@@ -425,6 +426,7 @@ func (r *run) lookOver(ctx context.Context, rows []uint32) error {
 
 // countOutcomes sums the outcomes of the connections shown.
 func (r *run) countOutcomes(out *Attached) {
+	out.Ended = r.ended
 	for _, i := range r.snap.order {
 		o, ok := r.snap.outcomes[i]
 		if !ok {

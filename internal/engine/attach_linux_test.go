@@ -268,6 +268,45 @@ func TestAttachEnded(t *testing.T) {
 	nothingLeft(t, w.dir)
 }
 
+// What ends, or is changed by its program, between being listed and being
+// changed: the one is no failure, the other keeps its own.
+func TestAttachMeanwhile(t *testing.T) {
+	t.Parallel()
+	needBPF(t)
+	for name, from := range map[string]int{"BPF": 1, "pidfd_getfd": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			peers := w.connect("tcp4", w.near, 4)
+			before := w.serverOptions()
+			once := false
+			w.engine = New(Options{RuntimeDir: w.dir, AttachStep: func(s attach.Step) {
+				if s != attach.StepJournalled || once {
+					return
+				}
+				once = true
+				ok(t, w.servers[peers[0]].SetLinger(0))
+				ok(t, w.servers[peers[0]].Close())
+				setOpt(t, w.servers[peers[1]], unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77)
+			}})
+			w.engine.bpfFrom = from
+			a := w.attach(w.request(), minute())
+			if a.Changed != 3 || a.Matched != 3 || a.Failed != 0 || a.Ended != 1 {
+				t.Errorf("%d of %d changed, %d failed, %d ended", a.Changed, a.Matched, a.Failed, a.Ended)
+			}
+			delete(w.servers, peers[0])
+			delete(before, peers[0])
+			w.have(peers[1:], minute(), before)
+			w.detach()
+			own := before[peers[1]]
+			own.idle = 77
+			before[peers[1]] = own
+			w.unchanged(before)
+			nothingLeft(t, w.dir)
+		})
+	}
+}
+
 // fill writes until the peer's window is shut and stays so.
 func fill(t *testing.T, c net.Conn) {
 	t.Helper()

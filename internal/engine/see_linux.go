@@ -34,6 +34,7 @@ type run struct {
 	index  index  // by cookie
 	hidden string // why some owners may not have been found
 	looks  looks
+	ended  int // connections that ended before they could be changed
 
 	settingsMu sync.Mutex // guards settingsAt and snap.settings
 	settingsAt map[setting]uint32

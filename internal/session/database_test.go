@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"database/sql"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -153,4 +154,54 @@ func FuzzStringList(f *testing.F) {
 			t.Errorf("%q: %q", s, list)
 		}
 	})
+}
+
+// stubborn is a database whose driver knows of no deadline.
+type stubborn struct{ release chan struct{} }
+
+func (s stubborn) look(context.Context, *sql.Conn) (*View, error) {
+	<-s.release
+	return &View{}, nil
+}
+
+func (s stubborn) end(_ context.Context, _ *sql.Conn, _ *Session, last func() error) error {
+	<-s.release
+	return last()
+}
+
+func (stubborn) grant(error) string { return "" }
+
+// A driver that does not end in time is not waited for; what it does later
+// ends no session, and only then has the next call its turn.
+func TestOverrun(t *testing.T) {
+	t.Parallel()
+	s := stubborn{make(chan struct{})}
+	d := &DB{timeout: 50 * time.Millisecond, dialect: s, turn: make(chan struct{}, 1)}
+	asked := make(chan struct{})
+	err := d.End(t.Context(), &Session{}, func() error { close(asked); return nil })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if _, err := d.Look(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("beside the other: %v", err)
+	}
+	close(s.release)
+	d.turn <- struct{}{} // it has ended
+	<-d.turn
+	select {
+	case <-asked:
+		t.Error("a session was about to be ended after the deadline")
+	default:
+	}
+	if _, err := d.Look(t.Context()); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	s = stubborn{make(chan struct{})}
+	d = &DB{timeout: time.Hour, dialect: s, turn: make(chan struct{}, 1)}
+	cancel()
+	if _, err := d.Look(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	close(s.release)
 }

@@ -16,7 +16,7 @@ import (
 
 type firebird struct{ source Source }
 
-func firebirdConnector(s Source) (driver.Connector, error) {
+func firebirdConnector(s Source, dial dialer) (driver.Connector, error) {
 	query := url.Values{
 		// Text of clients in a wrong charset must not make a look fail.
 		"charset": {"NONE"},
@@ -33,16 +33,43 @@ func firebirdConnector(s Source) (driver.Connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := pool.Driver()
+	d, ok := pool.Driver().(driver.DriverContext)
 	if err := pool.Close(); err != nil {
 		return nil, err
 	}
-	context, ok := d.(driver.DriverContext)
 	if !ok {
 		return nil, errors.New("the Firebird driver has no connector")
 	}
-	return context.OpenConnector(u.String())
+	if dial.within != nil {
+		return firebirdWithin{d, dial, u}, nil
+	}
+	return d.OpenConnector(u.String())
 }
+
+// firebirdWithin connects from another network namespace: the driver takes no
+// dialer.
+type firebirdWithin struct {
+	driver.DriverContext
+	dial dialer
+	url  url.URL
+}
+
+// Connect logs in.
+func (f firebirdWithin) Connect(ctx context.Context) (c driver.Conn, err error) {
+	err = f.dial.each(ctx, f.url.Host, func(literal string) error {
+		at := f.url
+		at.Host = literal
+		connector, err := f.OpenConnector(at.String())
+		if err == nil {
+			c, err = connector.Connect(ctx)
+		}
+		return err
+	})
+	return c, err
+}
+
+// Driver is not asked for.
+func (f firebirdWithin) Driver() driver.Driver { return nil }
 
 // The monitoring tables are one snapshot for all statements of a transaction
 // (Firebird 3.0 Language Reference, Appendix D).
@@ -110,20 +137,7 @@ type firebirdLook struct {
 }
 
 func (l *firebirdLook) rows(query string, visit func(scan func(...any) error) error) error {
-	r, err := l.tx.QueryContext(l.ctx, query)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = r.Close() }() // Err has told
-	for n := 0; r.Next(); n++ {
-		if n == maxSessions {
-			return fmt.Errorf("more than %d rows", maxSessions)
-		}
-		if err := visit(r.Scan); err != nil {
-			return err
-		}
-	}
-	return r.Err()
+	return rows(l.ctx, l.tx, query, visit)
 }
 
 func (l *firebirdLook) find(id int64) *Session { return l.view.Find(strconv.FormatInt(id, 10)) }

@@ -14,9 +14,13 @@ import (
 )
 
 // mysql is MariaDB and MySQL.
-type mysql struct{ source Source }
+type mysql struct {
+	source    Source
+	maria     bool // by its own word, as what follows: known after a look
+	dataLocks bool
+}
 
-func mysqlConnector(s Source, timeout time.Duration) (driver.Connector, error) {
+func mysqlConnector(s Source, timeout time.Duration, dial dialer) (driver.Connector, error) {
 	config := mysqldriver.NewConfig()
 	config.User, config.Passwd, config.DBName = s.user, string(s.password), s.database
 	config.Net, config.Addr = "tcp", s.address()
@@ -25,7 +29,10 @@ func mysqlConnector(s Source, timeout time.Duration) (driver.Connector, error) {
 	}
 	// The context ends a call first; the driver's own timeouts say less.
 	config.Timeout, config.ReadTimeout, config.WriteTimeout = timeout, 2*timeout, 2*timeout
-	config.Logger = &mysqldriver.NopLogger{}
+	config.Logger, config.DialFunc = &mysqldriver.NopLogger{}, dial.DialContext
+	// trx_started is local time of the system whatever the server's time_zone
+	// says, and NOW() is not.
+	config.Params = map[string]string{"time_zone": "'SYSTEM'"}
 	switch tls := s.options.Get("tls"); tls {
 	case "":
 		config.TLSConfig = "preferred"
@@ -70,14 +77,14 @@ func hasDataLocks(version string) bool {
 	return err == nil && n >= 8 && !strings.Contains(version, "MariaDB")
 }
 
-func (m mysql) look(ctx context.Context, c *sql.Conn) (*View, error) {
+func (m *mysql) look(ctx context.Context, c *sql.Conn) (*View, error) {
 	v := &View{}
 	var version string
 	if err := c.QueryRowContext(ctx, "SELECT VERSION(), @@port").Scan(&version, &v.Port); err != nil {
 		return nil, err
 	}
 	engine, name := MySQL, "MySQL "
-	if strings.Contains(version, "MariaDB") {
+	if m.maria, m.dataLocks = strings.Contains(version, "MariaDB"), hasDataLocks(version); m.maria {
 		engine, name = MariaDB, "MariaDB "
 	}
 	v.Server = name + text(version, maxName)
@@ -105,23 +112,30 @@ func (m mysql) look(ctx context.Context, c *sql.Conn) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = m.transactions(ctx, c, v)
-	if err == nil {
-		err = m.waits(ctx, c, v, hasDataLocks(version))
-	}
-	switch {
-	case err == nil:
-	case m.grant(err) != "":
-		v.Notes = append(v.Notes, Note{fmt.Sprintf("%s shows our own sessions only, and no transactions: GRANT PROCESS ON *.* TO %s", m.source, m.grantee()), true})
-	default:
-		return nil, err
+	missing := "" // the GRANT
+	for _, step := range []struct {
+		read    func(context.Context, *sql.Conn, *View) error
+		without string
+	}{
+		{m.transactions, "shows our own sessions only, and no transactions"},
+		{m.waits, "does not tell who waits for whom"},
+	} {
+		err := step.read(ctx, c, v)
+		switch grant := m.grant(err); {
+		case err == nil || grant != "" && grant == missing:
+		case grant == "":
+			return nil, err
+		default:
+			missing = grant
+			v.Notes = append(v.Notes, Note{fmt.Sprintf("%s %s: %s", m.source, step.without, grant), true})
+		}
 	}
 	m.programs(ctx, c, v)
 	invertWaits(v.Sessions)
 	return v, nil
 }
 
-func (mysql) transactions(ctx context.Context, c *sql.Conn, v *View) error {
+func (*mysql) transactions(ctx context.Context, c *sql.Conn, v *View) error {
 	return rows(ctx, c, mysqlTransactions, func(scan func(...any) error) error {
 		var id string
 		var waits bool
@@ -147,9 +161,9 @@ func (mysql) transactions(ctx context.Context, c *sql.Conn, v *View) error {
 	})
 }
 
-func (mysql) waits(ctx context.Context, c *sql.Conn, v *View, dataLocks bool) error {
+func (m *mysql) waits(ctx context.Context, c *sql.Conn, v *View) error {
 	query := mariadbWaits
-	if dataLocks {
+	if m.dataLocks {
 		query = mysqlWaits
 	}
 	named := map[string]bool{}
@@ -176,7 +190,7 @@ func (mysql) waits(ctx context.Context, c *sql.Conn, v *View, dataLocks bool) er
 
 // programs asks by what name the clients go. Servers without a performance
 // schema, or without the right to it, do not tell, and nothing is lost.
-func (mysql) programs(ctx context.Context, c *sql.Conn, v *View) {
+func (*mysql) programs(ctx context.Context, c *sql.Conn, v *View) {
 	_ = rows(ctx, c, mysqlPrograms, func(scan func(...any) error) error {
 		var id, program sql.NullString
 		if err := scan(&id, &program); err != nil {
@@ -189,7 +203,7 @@ func (mysql) programs(ctx context.Context, c *sql.Conn, v *View) {
 	})
 }
 
-func (mysql) end(ctx context.Context, c *sql.Conn, s *Session, last func() error) error {
+func (*mysql) end(ctx context.Context, c *sql.Conn, s *Session, last func() error) error {
 	id, err := strconv.ParseUint(s.ID, 10, 64)
 	if err != nil {
 		return ErrGone
@@ -215,25 +229,40 @@ func (mysql) end(ctx context.Context, c *sql.Conn, s *Session, last func() error
 	return err
 }
 
-// MariaDB Error Codes.
+// MariaDB Error Codes; MySQL has the same.
 const (
 	errNoSuchThread  = 1094
 	errKillDenied    = 1095
+	errTableDenied   = 1142
 	errAccessMissing = 1227
 )
 
-func (m mysql) grant(err error) string {
+func (m *mysql) grant(err error) string {
 	e, ok := errors.AsType[*mysqldriver.MySQLError](err)
-	switch {
-	case !ok:
-	case e.Number == errKillDenied:
-		return "GRANT CONNECTION ADMIN ON *.* TO " + m.grantee() + " (MySQL: CONNECTION_ADMIN)"
-	case e.Number == errAccessMissing:
-		return "GRANT PROCESS ON *.* TO " + m.grantee()
+	if !ok {
+		return ""
 	}
-	return ""
+	privilege := ""
+	switch {
+	case e.Number == errKillDenied && m.maria:
+		privilege = "CONNECTION ADMIN ON *.*"
+	case e.Number == errKillDenied:
+		privilege = "CONNECTION_ADMIN ON *.*"
+	case e.Number == errTableDenied: // of our tables only those of performance_schema take a GRANT
+		privilege = "SELECT ON performance_schema.*"
+	case e.Number == errAccessMissing:
+		_, list, _ := strings.Cut(e.Message, "(at least one of) the ")
+		list, _, named := strings.Cut(list, " privilege(s)")
+		if !named {
+			list = "PROCESS"
+		}
+		privilege = text(list, maxName) + " ON *.*"
+	default:
+		return ""
+	}
+	return "GRANT " + privilege + " TO " + m.grantee()
 }
 
-func (m mysql) grantee() string {
+func (m *mysql) grantee() string {
 	return "'" + strings.ReplaceAll(text(m.source.user, maxName), "'", "''") + "'"
 }

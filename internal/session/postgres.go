@@ -20,7 +20,7 @@ import (
 
 type postgres struct{ source Source }
 
-func postgresConnector(s Source, timeout time.Duration) (driver.Connector, error) {
+func postgresConnector(s Source, timeout time.Duration, dial dialer) (driver.Connector, error) {
 	// Everything is said here, so that nothing else of the environment counts.
 	query := url.Values{"application_name": {"deadpeer"}}
 	for name, values := range s.options {
@@ -42,7 +42,7 @@ func postgresConnector(s Source, timeout time.Duration) (driver.Connector, error
 		return nil, errors.New("the options of the URL do not fit: sslmode is disable, allow, prefer, require, verify-ca or verify-full; certificates are files that can be read")
 	}
 	config.Password = string(s.password)
-	config.ConnectTimeout = timeout
+	config.ConnectTimeout, config.DialFunc = timeout, dial.DialContext
 	// Unnamed statements pass through poolers such as PgBouncer.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return stdlib.GetConnector(*config), nil

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"time"
 )
@@ -18,14 +17,16 @@ import (
 // answers with its counters as JSON, and closes (ZEO, StorageServer). There is
 // no session in it, and no peer: what holds the commit lock shows as the
 // session of its storage.
-type zeo struct{ source Source }
+type zeo struct {
+	source Source
+	dial   dialer
+}
 
 // maxZEO bounds the answer.
 const maxZEO = 1 << 20
 
 func (z zeo) look(ctx context.Context, _ *sql.Conn) (*View, error) {
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "tcp", z.source.address())
+	c, err := z.dial.DialContext(ctx, "tcp", z.source.address())
 	if err != nil {
 		return nil, err
 	}

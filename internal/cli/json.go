@@ -138,7 +138,7 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		j.Forecast = forecastOf(f)
 	}
 	if c.Session != nil {
-		j.Session = sessionOf(c.Session)
+		j.Session = sessionOf(c.Session, c.Client)
 	}
 	if o := c.Outcome; o != nil {
 		j.Outcome = &jsonOutcome{Action: o.Action, Via: o.Via, Done: o.Done}

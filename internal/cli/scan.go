@@ -191,7 +191,7 @@ func (a *app) runRelease(ctx context.Context, req engine.Request, yes bool) erro
 	case shown != nil:
 		return shown
 	case yes && a.left > 0:
-		return &exit{exitPartly, fmt.Errorf("%d dead connections were left: the table says why", a.left)}
+		return &exit{exitPartly, fmt.Errorf("%s left: the table says why", count(a.left, "dead connection"))}
 	case !yes && planned > 0:
 		a.say("this is the plan; --yes ends %s", count(planned, "connection"))
 	}

@@ -28,8 +28,9 @@ connection up and the lock so fall by itself. It sends nothing to clients and
 changes nothing; check --db asks them. Where a pooler or NAT stands between it
 says which leg it sees, and guesses no other.
 
-With a filter only the sessions of the selected connections are listed. The
-databases are reached from the network namespace that deadpeer runs in.
+With a filter only the sessions of the selected connections are listed. With
+--netns PATH or PID the databases are reached from that network namespace, else
+from the one that deadpeer runs in; names are resolved in the latter.
 Passwords come from the URL, from a file (--db @FILE, mode 0600), from
 DEADPEER_DB, PGPASSWORD, MYSQL_PWD or ISC_PASSWORD, from ~/.pgpass or ~/.my.cnf.`,
 		Example: `  sudo deadpeer sessions --db postgres://watch@127.0.0.1/postgres
@@ -76,7 +77,8 @@ func (a *app) showSessions(snap *engine.Snapshot) error {
 
 func sessionsTable(out *bufio.Writer, snap *engine.Snapshot, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	head := []string{"SESSION", "USER", "DATABASE", "PROGRAM", "PEER", "HEARD", "STATE", "TRANSACTION", "LOCKS", "BLOCKS", "FALLS BY ITSELF IN", "CONNECTION"}
+	// The first that fit a narrow terminal say who holds what, and whom up.
+	head := []string{"SESSION", "STATE", "TRANSACTION", "LOCKS", "BLOCKS", "HEARD", "FALLS IN", "USER", "DATABASE", "PROGRAM", "PEER", "CONNECTION"}
 	if wide {
 		head = append(head, "COOKIE", "STATEMENT")
 	}
@@ -97,9 +99,13 @@ func sessionsTable(out *bufio.Writer, snap *engine.Snapshot, wide bool) error {
 		if t.Leg != "" {
 			state = strings.TrimPrefix(state+": "+t.Leg, "-: ")
 		}
+		transaction := "-"
+		if s.InTransaction {
+			transaction = span(s.Transaction)
+		}
 		line := []string{
-			sessionName(s), dash(s.User), dash(s.Database), dash(s.Program), peerOf(s), heard, string(s.State),
-			transactionOf(s), dash(strings.Join(s.Locks, ", ")), blocksOf(s), falls, state,
+			sessionName(s), string(s.State), transaction, dash(strings.Join(s.Locks, ", ")), blocksOf(s), heard, falls,
+			dash(s.User), shown(s.Database, wide), shown(s.Program, wide), peerOf(s), state,
 		}
 		if wide {
 			line = append(line, cookie, dash(s.Statement))
@@ -115,6 +121,15 @@ func sessionsTable(out *bufio.Writer, snap *engine.Snapshot, wide bool) error {
 
 // sessionColumns are those that --db adds to the table of connections.
 func sessionColumns() []column {
+	name := func(_ *table, b []byte, c *engine.Connection) []byte {
+		switch {
+		case c.Session == nil:
+			return append(b, '-')
+		case c.Client != "":
+			return append(b, sessionName(c.Session)+" of "+c.Client...)
+		}
+		return append(b, sessionName(c.Session)...)
+	}
 	of := func(show func(*session.Session) string) func(*table, []byte, *engine.Connection) []byte {
 		return func(_ *table, b []byte, c *engine.Connection) []byte {
 			if c.Session == nil {
@@ -124,9 +139,9 @@ func sessionColumns() []column {
 		}
 	}
 	return []column{
-		{"SESSION", of(sessionName), false},
+		{"SESSION", name, false},
 		{"USER", of(func(s *session.Session) string { return dash(s.User) }), false},
-		{"DATABASE", of(func(s *session.Session) string { return dash(s.Database) }), false},
+		{"DATABASE", of(func(s *session.Session) string { return shown(s.Database, false) }), false},
 		{"TRANSACTION", of(transactionOf), false},
 		{"LOCKS", of(func(s *session.Session) string { return dash(strings.Join(s.Locks, ", ")) }), false},
 		{"BLOCKS", of(blocksOf), false},
@@ -140,6 +155,15 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// shown leaves the folders out of a path, of a database or a program, but not
+// from a wide table.
+func shown(name string, wide bool) string {
+	if !wide {
+		name = name[strings.LastIndexAny(name, `/\`)+1:]
+	}
+	return dash(name)
 }
 
 func span(d time.Duration) string { return string(appendSpan(nil, d)) }
@@ -186,6 +210,7 @@ type jsonSession struct {
 	State        session.State  `json:"state"`
 	Statement    *string        `json:"statement"`
 	Peer         *string        `json:"peer"`
+	Client       *string        `json:"client"` // the program of this host at the other end: the client, or a pooler
 	TransactionS *float64       `json:"transaction_age_s"`
 	Locks        []string       `json:"locks"`
 	WaitsFor     []string       `json:"waits_for"`
@@ -194,7 +219,7 @@ type jsonSession struct {
 	BlockedForS  *float64       `json:"blocked_for_s"`
 }
 
-func sessionOf(s *session.Session) *jsonSession {
+func sessionOf(s *session.Session, client string) *jsonSession {
 	known := func(s string) *string {
 		if s == "" {
 			return nil
@@ -204,7 +229,7 @@ func sessionOf(s *session.Session) *jsonSession {
 	seconds := func(d time.Duration) *float64 { return new(float64(d.Milliseconds()) / 1000) }
 	j := &jsonSession{
 		Engine: s.Engine, ID: s.ID, User: known(s.User), Database: known(s.Database), Program: known(s.Program), State: s.State,
-		Statement: known(s.Statement), Locks: append([]string{}, s.Locks...), WaitsFor: append([]string{}, s.WaitsFor...),
+		Statement: known(s.Statement), Client: known(client), Locks: append([]string{}, s.Locks...), WaitsFor: append([]string{}, s.WaitsFor...),
 		Blocks: append([]string{}, s.Blocks...), Blocked: s.Blocked,
 	}
 	if s.Peer.Addr().IsValid() {
@@ -239,7 +264,7 @@ func sessionsJSON(w *bufio.Writer, snap *engine.Snapshot, lines bool) error {
 	}{Schema: 1, TakenAt: snap.TakenAt.Format(time.RFC3339Nano), Sessions: []jsonTie{}}
 	all.Host, _ = os.Hostname() // without one there is none to tell
 	for t, c := range snap.Sessions() {
-		j := jsonTie{Session: sessionOf(t.Session), Source: t.Source.String()}
+		j := jsonTie{Session: sessionOf(t.Session, t.Client), Source: t.Source.String()}
 		if t.Leg != "" {
 			j.Leg = &t.Leg
 		}

@@ -31,6 +31,7 @@ type Tie struct {
 	Source  session.Source
 	Session *session.Session
 	Leg     string // what stands between, or why no connection was found; "" for a plain tie
+	Client  string // the program of this host at the other end: the client, or a pooler; "" when there is none
 
 	look   *look
 	row    uint32

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/procfd"
 	"deadpeer/internal/session"
 	"deadpeer/internal/sockdiag"
 )
@@ -25,10 +28,17 @@ type looks struct {
 // staleAfter is the age from which a view is read again before it is shown.
 const staleAfter = time.Second
 
-// lookInto begins to look into the databases of the request.
+// lookInto begins to look into the databases of the request, from the network
+// namespace that it names, or from our own.
 func (r *run) lookInto(ctx context.Context) error {
+	options := session.Options{}
+	if named := r.req.Netns; named != "" && named != "current" && named != "all" {
+		for _, space := range r.spaces { // it is the only one
+			options.Within = space.ns.Do
+		}
+	}
 	for _, source := range r.req.Databases {
-		db, err := session.Open(source, session.Options{})
+		db, err := session.Open(source, options)
 		if err != nil {
 			return err
 		}
@@ -113,8 +123,46 @@ func (r *run) tie(ctx context.Context) error {
 			r.snap.ties = append(r.snap.ties, Tie{Source: l.db.Source(), Session: s, look: l})
 		}
 	}
-	r.join(wanted)
+	r.hideOwn()
+	clients, err := r.clientEnds(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	r.join(wanted, clients)
 	return nil
+}
+
+// clientEnds finds who on this host has the other ends of sessions: clients,
+// or poolers that speak for some. The filter, which says whose connections are
+// wanted, does not matter to it.
+func (r *run) clientEnds(ctx context.Context, wanted map[netip.AddrPort][]int) (map[netip.AddrPort]string, error) {
+	clients := map[netip.AddrPort]string{}
+	if len(wanted) == 0 {
+		return clients, nil
+	}
+	names := map[uint32]netip.AddrPort{} // by inode
+	for _, space := range r.spaces {
+		q := sockdiag.Query{States: conn.Connections, NoInfo: true}
+		err := space.diag.Dump(ctx, q, func(s *conn.Sock, _ *sockdiag.Memory) error {
+			if local := unmap(s.Local()); len(wanted[local]) > 0 {
+				clients[local], names[s.Inode] = r.snap.describe(nil), local
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(names) == 0 || r.req.NoOwners {
+		return clients, nil
+	}
+	_, err := r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: 1}, func(_ int, inode uint32, o conn.Owner) {
+		if at, ok := names[inode]; ok && inode != 0 {
+			r.process(o.PID)
+			clients[at] = r.snap.describe([]conn.Owner{o})
+		}
+	})
+	return clients, err
 }
 
 // findHome finds where a database's server is. The peer of our own session,
@@ -164,14 +212,28 @@ func (l *look) fits(s *conn.Sock, of *session.Session) bool {
 		(!of.Peer.Addr().IsValid() || unmap(s.Peer()).Addr() == of.Peer.Addr())
 }
 
+// hideOwn leaves out the connections by which we look into the databases, at
+// either end.
+func (r *run) hideOwn() {
+	for _, l := range r.looks.list {
+		if l.err != nil || l.view.Self == nil || !l.view.Self.Peer.Addr().IsValid() {
+			continue
+		}
+		self := l.view.Self
+		for i := range r.snap.table.n {
+			row := r.snap.table.at(i)
+			ours := func(o conn.Owner) bool { return int(o.PID) == os.Getpid() }
+			row.skip = row.skip || l.home[row.sock.NetNS] && l.fits(&row.sock, self) ||
+				unmap(row.sock.Local()) == self.Peer && slices.ContainsFunc(r.snap.ownersOf(row), ours)
+		}
+	}
+}
+
 // join finds the connection of every session, and says why there is none.
-func (r *run) join(wanted map[netip.AddrPort][]int) {
+func (r *run) join(wanted map[netip.AddrPort][]int, clients map[netip.AddrPort]string) {
 	snap := r.snap
 	snap.tieAt = map[uint32]int{}
-	var (
-		servers = map[int][]uint32{} // by tie
-		clients = map[netip.AddrPort]uint32{}
-	)
+	servers := map[int][]uint32{} // by tie
 	for i := range snap.table.n {
 		sock := &snap.table.at(i).sock
 		peer := unmap(sock.Peer())
@@ -182,13 +244,10 @@ func (r *run) join(wanted map[netip.AddrPort][]int) {
 				}
 			}
 		}
-		if local := unmap(sock.Local()); sock.State != conn.Listen && len(wanted[local]) > 0 {
-			clients[local] = i
-		}
 	}
 	for at := range snap.ties {
 		t := &snap.ties[at]
-		client, clientHere := clients[t.Session.Peer]
+		t.Client = clients[t.Session.Peer]
 		switch rows := servers[at]; {
 		case t.Session.Peer.Port() == 0 && t.Session.Engine == session.ZEO:
 			t.Leg = "the server tells of no peer"
@@ -198,8 +257,8 @@ func (r *run) join(wanted map[netip.AddrPort][]int) {
 			t.Leg = "several connections have that peer"
 		case len(rows) == 1:
 			t.row, t.tied = rows[0], true
-			if clientHere {
-				t.Leg = fmt.Sprintf("its client is %s on this host, which may speak for others", snap.describe(snap.ownersOf(snap.table.at(client))))
+			if t.Client != "" {
+				t.Leg = fmt.Sprintf("its client is %s on this host, which may speak for others", t.Client)
 			}
 			if first, taken := snap.tieAt[t.row]; taken {
 				t.shared, snap.ties[first].shared = true, true
@@ -207,12 +266,12 @@ func (r *run) join(wanted map[netip.AddrPort][]int) {
 			} else {
 				snap.tieAt[t.row] = at
 			}
-		case clientHere:
-			t.Leg = fmt.Sprintf("only the client's end is here: %s", snap.describe(snap.ownersOf(snap.table.at(client))))
+		case t.Client != "":
+			t.Leg = fmt.Sprintf("only the client's end is here: %s", t.Client)
 		case len(t.look.home) == 0:
 			t.Leg = "the server's end is not here"
 		default:
-			t.Leg = "no selected connection has that peer: it is filtered out, in another network namespace, or behind a NAT or proxy"
+			t.Leg = "no connection here has that peer: another network namespace, or a NAT or proxy between"
 		}
 	}
 }

@@ -57,6 +57,7 @@ type Connection struct {
 	Judgement      verdict.Judgement
 	Outcome        *Outcome         // nil unless something was done, or planned
 	Session        *session.Session // nil unless a database was looked into and tells of one
+	Client         string           // as in Tie
 
 	kernel      *kernel
 	read        reading
@@ -161,7 +162,7 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
 	}
 	if t := s.tieOf(i); t != nil {
-		c.Session = t.Session
+		c.Session, c.Client = t.Session, t.Client
 	}
 	if o, ok := s.outcomes[i]; ok {
 		c.outcome = o

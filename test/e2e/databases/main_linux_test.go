@@ -1,11 +1,10 @@
-// Package databases runs deadpeer against real Firebird, PostgreSQL and
-// MariaDB servers in network namespaces: a client changes a row, its link is
+// Package databases runs deadpeer against real Firebird, PostgreSQL,
+// MariaDB and MySQL servers in network namespaces: a client changes a row, its link is
 // cut before it commits, and another client waits for the row.
 //
-// The tests start the servers themselves, as their own users, on free ports,
-// with their data in temporary folders, and end them. They need root, and the
-// Debian packages that .ci/packages names; where something is missing they are
-// skipped, with CI set in the environment they fail.
+// The tests start the servers themselves, and end them: see package
+// servertest. MySQL, which Debian does not have, is among them where a mysqld
+// of it is in PATH.
 //
 // make bench-databases measures the times that README.md tells of.
 package databases
@@ -16,11 +15,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"os/signal"
-	"os/user"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,8 +46,8 @@ func TestMain(m *testing.M) {
 	os.Exit(testnet.Main(m))
 }
 
-// deadpeer is what cmd/deadpeer does, with a /run of its own, so that nothing
-// of this host's deadpeer is met.
+// deadpeer is what cmd/deadpeer does, with a /run and a /var/lib of its own, so
+// that nothing of this host's deadpeer is met.
 func deadpeer() int {
 	if os.Getenv(isolated) != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,6 +59,7 @@ func deadpeer() int {
 		unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS),
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"),
+		unix.Mount("tmpfs", "/var/lib", "tmpfs", 0, "mode=0755"),
 	} {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "test program:", err)
@@ -71,45 +68,6 @@ func deadpeer() int {
 	}
 	fmt.Fprintln(os.Stderr, "test program:", syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), isolated+"=1")))
 	return 125
-}
-
-// missing skips, or fails where continuous integration was to have everything.
-func missing(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
-
-// program finds a program that a test needs.
-func program(t testing.TB, name string, extra ...string) string {
-	t.Helper()
-	for _, candidate := range append(extra, name) {
-		if path, err := exec.LookPath(candidate); err == nil {
-			return path
-		}
-	}
-	missing(t, "%s is not installed (.ci/packages)", name)
-	return ""
-}
-
-// credential is another user's; becoming one takes the real root.
-func credential(t testing.TB, name string) *syscall.Credential {
-	t.Helper()
-	if os.Geteuid() != 0 || os.Getenv("DEADPEER_TESTNET_REEXEC") != "" {
-		missing(t, "needs root, to start servers as their own users")
-	}
-	u, err := user.Lookup(name)
-	if err != nil {
-		missing(t, "no user %s (.ci/packages): %v", name, err)
-	}
-	number := func(s string) uint32 {
-		n, err := strconv.ParseUint(s, 10, 32)
-		ok(t, err)
-		return uint32(n)
-	}
-	return &syscall.Credential{Uid: number(u.Uid), Gid: number(u.Gid)}
 }
 
 func ok(t testing.TB, err error) {

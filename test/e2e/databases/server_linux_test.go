@@ -6,19 +6,15 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	_ "github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "github.com/nakagami/firebirdsql"
 
+	"deadpeer/internal/servertest"
 	"deadpeer/internal/testnet"
 )
 
@@ -35,11 +31,12 @@ const rows = 12
 
 // server is a database server that runs.
 type server struct {
+	servertest.Database
+
 	engine string // as JSON spells it
 	scheme string
 	driver string // of database/sql
 	port   int
-	folder string
 	table  string // as locks name it
 	dsn    func(addr netip.Addr, user, password string) string
 	// client is the engine's own client program, which runs the statements
@@ -51,56 +48,15 @@ type server struct {
 
 // url is the server as deadpeer, on the same host, is told of it.
 func (s *server) url(user, password string) string {
-	database := map[string]string{"firebird": "/" + s.folder + "/items.fdb", "postgres": "postgres", "mariadb": ""}[s.scheme]
+	database := map[string]string{"firebird": "/" + s.Folder + "/items.fdb", "postgres": "postgres"}[s.scheme]
 	u := url.URL{Scheme: s.scheme, User: url.UserPassword(user, password), Host: fmt.Sprintf("127.0.0.1:%d", s.port), Path: "/" + database}
 	return u.String()
-}
-
-// folder is one that other users may enter; testing's own they may not.
-func folder(t testing.TB, owner *syscall.Credential) string {
-	t.Helper()
-	dir := must(os.MkdirTemp("", "deadpeer-e2e-"))(t)
-	t.Cleanup(func() { ok(t, os.RemoveAll(dir)) })
-	ok(t, os.Chown(dir, int(owner.Uid), int(owner.Gid)))
-	return dir
-}
-
-// as runs a program to its end as another user.
-func as(t testing.TB, owner *syscall.Credential, dir string, env []string, stdin, name string, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Dir, cmd.Env, cmd.Stdin = dir, append(os.Environ(), env...), strings.NewReader(stdin)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", name, err, out)
-	}
-}
-
-// serve starts a server on a host and ends it with the test. A shell keeps
-// watch: should this process die, its input ends, and so does the server.
-func serve(t testing.TB, host *testnet.Host, owner *syscall.Credential, dir string, env []string, args ...string) {
-	t.Helper()
-	log := must(os.Create(filepath.Join(dir, "output")))(t)
-	cmd := exec.Command("sh", append([]string{"-c", `"$@" </dev/null & p=$!; cat >/dev/null; kill -KILL $p; wait $p`, "sh"}, args...)...)
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(os.Environ(), env...), log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
-	stdin := must(cmd.StdinPipe())(t)
-	ok(t, host.Start(cmd))
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		_ = cmd.Wait() // killed
-		if t.Failed() {
-			out, _ := os.ReadFile(log.Name())
-			t.Logf("%s: %s", args[0], out)
-		}
-		_ = log.Close()
-	})
 }
 
 // awaitServer waits until somebody can log in.
 func awaitServer(t testing.TB, host *testnet.Host, s *server) {
 	t.Helper()
-	await(t, s.engine+" to answer", func() bool {
+	servertest.Await(t, s.engine+" to answer", func() bool {
 		c, err := dial(t.Context(), host, s, netip.MustParseAddr("127.0.0.1"))
 		if err != nil {
 			return false
@@ -110,48 +66,21 @@ func awaitServer(t testing.TB, host *testnet.Host, s *server) {
 	})
 }
 
-// await polls for what comes soon on an idle machine.
-func await(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: not within 60 s", what)
-		}
-	}
-}
+// master is the account that servertest makes.
+var master = servertest.Account{Name: boss, Password: bossPassword}
 
 func firebird(t testing.TB, host *testnet.Host) *server {
 	t.Helper()
-	binary, isql := program(t, "firebird", "/usr/sbin/firebird"), program(t, "isql-fb")
-	owner := credential(t, "firebird")
-	dir := folder(t, owner)
-	installed, err := filepath.Glob("/usr/lib/*/firebird/3.0/intl")
-	if err != nil || len(installed) == 0 {
-		missing(t, "no Firebird 3.0 in /usr/lib (.ci/packages)")
-	}
-	ok(t, os.Symlink(installed[0], filepath.Join(dir, "intl")))
-	config := map[string]string{
-		"databases.conf": "", "plugins.conf": "",
-		"firebird.conf": "RemoteServicePort = 3050\nSecurityDatabase = " + dir + "/security.fdb\nUserManager = Srp\nAuthServer = Srp\nDatabaseAccess = Full\n",
-	}
-	for name, text := range config {
-		ok(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-	}
-	env := []string{"FIREBIRD=" + dir, "FIREBIRD_LOCK=" + dir, "FIREBIRD_TMP=" + dir}
-	script := &strings.Builder{}
-	fmt.Fprintf(script, "CREATE DATABASE '%s/security.fdb';\n", dir)
-	for _, account := range [][2]string{{boss, bossPassword}, {watch, watchPassword}, {lowly, lowlyPassword}} {
-		fmt.Fprintf(script, "CREATE USER %s PASSWORD '%s' USING PLUGIN Srp;\n", account[0], account[1])
-	}
-	fmt.Fprintf(script, "COMMIT;\nCREATE DATABASE '%s/items.fdb';\nCREATE TABLE ITEMS (ID INTEGER NOT NULL PRIMARY KEY, V INTEGER);\nCOMMIT;\n", dir)
+	isql := servertest.Program(t, "isql-fb")
+	list := []string{"CREATE TABLE ITEMS (ID INTEGER NOT NULL PRIMARY KEY, V INTEGER);", "COMMIT;"}
 	for id := range rows {
-		fmt.Fprintf(script, "INSERT INTO ITEMS VALUES (%d, 0);\n", id)
+		list = append(list, fmt.Sprintf("INSERT INTO ITEMS VALUES (%d, 0);", id))
 	}
-	fmt.Fprintf(script, "GRANT ALL ON ITEMS TO %s;\nCOMMIT;\n", lowly)
-	as(t, owner, dir, env, script.String(), isql, "-quiet", "-user", boss)
-	serve(t, host, owner, dir, env, binary)
+	list = append(list, fmt.Sprintf("GRANT ALL ON ITEMS TO %s;", lowly))
+	db := servertest.Firebird(t, host, bossPassword, []servertest.Account{{Name: watch, Password: watchPassword}, {Name: lowly, Password: lowlyPassword}}, list...)
+	dir := db.Folder
 	s := &server{
-		engine: "firebird", scheme: "firebird", driver: "firebirdsql", port: 3050, folder: dir, table: "ITEMS",
+		Database: db, engine: "firebird", scheme: "firebird", driver: "firebirdsql", port: 3050, table: "ITEMS",
 		dsn: func(addr netip.Addr, user, password string) string {
 			return fmt.Sprintf("%s:%s@%s/%s/items.fdb?cancel_hard_drop=true&cancel_hard_drop_grace=200", user, password, at(addr, 3050), dir)
 		},
@@ -166,27 +95,9 @@ func firebird(t testing.TB, host *testnet.Host) *server {
 
 func postgres(t testing.TB, host *testnet.Host) *server {
 	t.Helper()
-	psql := program(t, "psql")
-	var bin string
-	for _, dir := range must(filepath.Glob("/usr/lib/postgresql/*/bin"))(t) {
-		bin = dir
-	}
-	if bin == "" {
-		missing(t, "no PostgreSQL in /usr/lib/postgresql (.ci/packages)")
-	}
-	owner := credential(t, "postgres")
-	dir := folder(t, owner)
-	ok(t, os.WriteFile(filepath.Join(dir, "password"), []byte(bossPassword+"\n"), 0o644))
-	data := filepath.Join(dir, "data")
-	as(t, owner, dir, nil, "", filepath.Join(bin, "initdb"), "-D", data, "-U", boss, "--auth=scram-sha-256",
-		"--pwfile="+filepath.Join(dir, "password"), "--no-sync", "--no-instructions", "--locale=C", "--encoding=UTF8")
-	hba := must(os.OpenFile(filepath.Join(data, "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0))(t)
-	must(hba.WriteString("host all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 scram-sha-256\n"))(t)
-	ok(t, hba.Close())
-	serve(t, host, owner, dir, nil, filepath.Join(bin, "postgres"), "-D", data, "-p", "5432", "-k", dir,
-		"-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "autovacuum=off")
+	psql := servertest.Program(t, "psql")
 	s := &server{
-		engine: "postgresql", scheme: "postgres", driver: "pgx", port: 5432, folder: dir, table: "items",
+		Database: servertest.PostgreSQL(t, host, master), engine: "postgresql", scheme: "postgres", driver: "pgx", port: 5432, table: "items",
 		dsn: func(addr netip.Addr, user, password string) string {
 			return fmt.Sprintf("postgres://%s:%s@%s/postgres?sslmode=disable", user, password, at(addr, 5432))
 		},
@@ -207,41 +118,32 @@ func postgres(t testing.TB, host *testnet.Host) *server {
 
 func mariadb(t testing.TB, host *testnet.Host) *server {
 	t.Helper()
-	binary, install, client := program(t, "mariadbd", "/usr/sbin/mariadbd"), program(t, "mariadb-install-db"), program(t, "mariadb")
-	owner := credential(t, "mysql")
-	dir := folder(t, owner)
-	config := filepath.Join(dir, "my.cnf")
-	ok(t, os.WriteFile(config, []byte(`[mysqld]
-datadir=`+dir+`/data
-socket=`+dir+`/socket
-pid-file=`+dir+`/pid
-port=3306
-bind-address=*
-skip-log-bin
-skip-name-resolve
-innodb_buffer_pool_size=32M
-innodb_log_file_size=8M
-innodb_flush_log_at_trx_commit=0
-innodb_lock_wait_timeout=600
-performance_schema=ON
-`), 0o644))
-	as(t, owner, dir, nil, "", install, "--defaults-file="+config, "--auth-root-authentication-method=normal", "--skip-test-db")
-	list := []string{
-		"CREATE DATABASE stock;", "USE stock;", "CREATE TABLE stock.items (id INT PRIMARY KEY, v INT) ENGINE=InnoDB;",
-		fmt.Sprintf("INSERT INTO stock.items SELECT seq, 0 FROM seq_0_to_%d;", rows-1),
-		fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY '%s';", boss, bossPassword), fmt.Sprintf("GRANT ALL ON *.* TO '%s'@'%%';", boss),
-		fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY '%s';", watch, watchPassword), fmt.Sprintf("GRANT PROCESS ON *.* TO '%s'@'%%';", watch),
-		fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY '%s';", lowly, lowlyPassword), fmt.Sprintf("GRANT ALL ON stock.* TO '%s'@'%%';", lowly),
+	return likeMySQL(t, host, "mariadb", servertest.MariaDB, "mariadb")
+}
+
+func mysql(t testing.TB, host *testnet.Host) *server {
+	t.Helper()
+	return likeMySQL(t, host, "mysql", servertest.MySQL, "mysql", fmt.Sprintf("GRANT SELECT ON performance_schema.* TO '%s'@'%%';", watch))
+}
+
+func likeMySQL(t testing.TB, host *testnet.Host, name string, start func(testing.TB, *testnet.Host, servertest.Account, ...string) servertest.Database, client string, more ...string) *server {
+	t.Helper()
+	list := []string{"CREATE DATABASE stock;", "CREATE TABLE stock.items (id INT PRIMARY KEY, v INT) ENGINE=InnoDB;"}
+	for id := range rows {
+		list = append(list, fmt.Sprintf("INSERT INTO stock.items VALUES (%d, 0);", id))
 	}
-	ok(t, os.WriteFile(filepath.Join(dir, "init.sql"), []byte(strings.Join(list, "\n")+"\n"), 0o644))
-	serve(t, host, owner, dir, nil, binary, "--defaults-file="+config, "--init-file="+filepath.Join(dir, "init.sql"))
+	list = append(list,
+		fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY '%s';", watch, watchPassword), fmt.Sprintf("GRANT PROCESS ON *.* TO '%s'@'%%';", watch),
+		fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY '%s';", lowly, lowlyPassword), fmt.Sprintf("GRANT ALL ON stock.* TO '%s'@'%%';", lowly))
+	db := start(t, host, master, append(list, more...)...)
+	program := servertest.Program(t, client)
 	s := &server{
-		engine: "mariadb", scheme: "mariadb", driver: "mysql", port: 3306, folder: dir, table: "stock.items",
+		Database: db, engine: name, scheme: name, driver: "mysql", port: 3306, table: "stock.items",
 		dsn: func(addr netip.Addr, user, password string) string {
 			return fmt.Sprintf("%s:%s@tcp(%s)/stock", user, password, at(addr, 3306))
 		},
 		client: func(ctx context.Context, _ testing.TB, addr netip.Addr) *exec.Cmd {
-			return exec.CommandContext(ctx, client, "--no-defaults", "-h", addr.String(), "-P", "3306", "-u", lowly, "-p"+lowlyPassword, "stock")
+			return exec.CommandContext(ctx, program, "--no-defaults", "-h", addr.String(), "-P", "3306", "-u", lowly, "-p"+lowlyPassword, "stock")
 		},
 		begin: "BEGIN;\n",
 	}

@@ -6,8 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+
+	"deadpeer/internal/servertest"
 )
 
 // troubles are what may go wrong between deadpeer and a database: clear,
@@ -31,6 +36,10 @@ func (w *world) troubles(t *testing.T) {
 	elsewhere.port++
 	said("a server that is down", sessions(elsewhere.url(boss, bossPassword)), 3, "connection refused")
 
+	ok(t, syscall.Kill(w.server.PID, syscall.SIGSTOP))
+	said("a server that hangs", sessions(w.secretFile(boss, bossPassword)), 3, "no answer within 3s")
+	ok(t, syscall.Kill(w.server.PID, syscall.SIGCONT))
+
 	// Several URLs of one server show each session once.
 	twice := w.deadpeer("sessions", "--db", w.secretFile(boss, bossPassword), "--db", w.secretFile(boss, bossPassword), "-o", "jsonl", filter)
 	count := map[string]int{}
@@ -43,6 +52,8 @@ func (w *world) troubles(t *testing.T) {
 		t.Errorf("no sessions: %s", twice.stderr)
 	}
 
+	w.elsewhere(t)
+
 	r := w.deadpeer("sessions")
 	if r.code != 2 || !strings.Contains(r.stderr, "--db "+w.server.scheme+"://USER@") {
 		t.Errorf("no URL: exit code %d, %s", r.code, r.stderr)
@@ -51,11 +62,37 @@ func (w *world) troubles(t *testing.T) {
 	w.evenAlive(t)
 }
 
+// elsewhere looks at the server's host from another one, as at a container from
+// outside: the URL holds there.
+func (w *world) elsewhere(t *testing.T) {
+	there := strconv.Itoa(w.server.PID)
+	urls := []string{w.secretFile(boss, bossPassword)}
+	if w.server.engine == "postgresql" { // a socket of the file system is where it is
+		urls = append(urls, fmt.Sprintf("postgres://%s:%s@/postgres?host=%s", boss, bossPassword, w.server.Folder))
+	}
+	for _, url := range urls {
+		tied := 0
+		r := w.deadpeerOn(w.desk, "sessions", "--netns", there, "--db", url, "-o", "jsonl")
+		for _, one := range r.ties(t) {
+			if one.Connection != nil {
+				tied++
+			}
+		}
+		if tied == 0 {
+			t.Errorf("from another host: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+		}
+	}
+	if r := w.deadpeerOn(w.desk, "sessions", "--netns", "all", "--db", urls[0], "-o", "jsonl"); !strings.Contains(r.stderr, "connection refused") {
+		t.Errorf("all: %s%s", r.stdout, r.stderr)
+	}
+}
+
 // hostileText has a client run a statement that would clear a terminal.
 func (w *world) hostileText(t *testing.T) {
 	c := w.login()
 	statement := map[string]string{
 		"firebird": "SELECT '\x1b[2J\u202e' FROM RDB$DATABASE", "postgresql": "SELECT '\x1b[2J\u202e', pg_sleep(3)", "mariadb": "SELECT '\x1b[2J\u202e', SLEEP(3)",
+		"mysql": "SELECT '\x1b[2J\u202e', SLEEP(3)",
 	}[w.server.engine]
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -70,7 +107,7 @@ func (w *world) hostileText(t *testing.T) {
 		_ = r.Err()
 	}()
 	db := w.secretFile(boss, bossPassword)
-	await(t, "the hostile statement", func() bool {
+	servertest.Await(t, "the hostile statement", func() bool {
 		out := w.deadpeer("sessions", "--db", db, "-o", "wide").stdout
 		if strings.ContainsAny(out, "\x1b\u202e") {
 			t.Fatalf("it reached the terminal: %q", out)
@@ -88,7 +125,7 @@ func (w *world) evenAlive(t *testing.T) {
 	tx := w.begin(c)
 	ok(t, touch(t.Context(), tx, rows-1))
 	id := ""
-	await(t, "the session", func() bool { // InnoDB tells of what was up to 100 ms ago
+	servertest.Await(t, "the session", func() bool { // InnoDB tells of what was up to 100 ms ago
 		for _, one := range w.deadpeer("sessions", "--db", db, "-o", "jsonl", "dst", w.toDesk.IPv4(w.desk).String()).ties(t) {
 			if one.Session.State == "idle in transaction" {
 				id = one.Session.ID // no other client at the desk is
@@ -119,9 +156,9 @@ func (w *world) evenAlive(t *testing.T) {
 // A pooler stands between: deadpeer names it, and takes nobody behind it for
 // the client.
 func (w *world) pooled(t *testing.T) {
-	binary := program(t, "pgbouncer", "/usr/sbin/pgbouncer")
-	owner := credential(t, "postgres")
-	dir := folder(t, owner)
+	binary := servertest.Program(t, "pgbouncer", "/usr/sbin/pgbouncer")
+	owner := servertest.Credential(t, "postgres")
+	dir := servertest.Folder(t, owner)
 	ok(t, os.WriteFile(filepath.Join(dir, "users"), fmt.Appendf(nil, "%q %q\n", boss, bossPassword), 0o644))
 	ok(t, os.WriteFile(filepath.Join(dir, "ini"), fmt.Appendf(nil, `[databases]
 postgres = host=127.0.0.1 port=5432 user=%s password=%s
@@ -134,13 +171,13 @@ auth_file = %s/users
 pool_mode = session
 ignore_startup_parameters = extra_float_digits
 `, boss, bossPassword, dir), 0o644))
-	serve(t, w.host, owner, dir, nil, binary, filepath.Join(dir, "ini"))
+	servertest.Serve(t, w.host, owner, dir, nil, binary, filepath.Join(dir, "ini"))
 	through := *w.server
 	through.dsn = func(addr netip.Addr, user, password string) string {
 		return fmt.Sprintf("postgres://%s:%s@%s/postgres?sslmode=disable", user, password, at(addr, 6432))
 	}
 	var c *conn
-	await(t, "pgbouncer", func() (up bool) {
+	servertest.Await(t, "pgbouncer", func() (up bool) {
 		var err error
 		c, err = dial(context.Background(), w.desk, &through, w.toDesk.IPv4(w.host))
 		return err == nil
@@ -148,13 +185,22 @@ ignore_startup_parameters = extra_float_digits
 	defer func() { ok(t, c.Close()) }()
 	var pid int
 	ok(t, c.QueryRowContext(t.Context(), "SELECT pg_backend_pid()").Scan(&pid))
-	for _, one := range w.deadpeer("sessions", "--db", w.secretFile(boss, bossPassword), "-o", "jsonl").ties(t) {
-		if one.Session.ID == fmt.Sprint(pid) {
-			if !strings.Contains(one.Leg, "pgbouncer") || one.Connection == nil || !one.Connection.Peer.Addr().IsLoopback() {
-				t.Errorf("%+v", one)
+	db := w.secretFile(boss, bossPassword)
+	for _, filter := range []string{"", "sport = :5432"} { // the second leaves out the pooler's end
+		seen := false
+		for _, one := range w.deadpeer("sessions", "--db", db, "-o", "jsonl", filter).ties(t) {
+			if one.Session.ID == fmt.Sprint(pid) {
+				seen = strings.Contains(one.Leg, "pgbouncer") && one.Connection != nil && one.Connection.Peer.Addr().IsLoopback()
 			}
-			return
+		}
+		if !seen {
+			t.Errorf("filter %q: no session %d of pgbouncer", filter, pid)
 		}
 	}
-	t.Errorf("no session %d", pid)
+	r := w.deadpeer("check", "--db", db, "-o", "jsonl", "sport = :5432")
+	if !slices.ContainsFunc(decode[line](t, r), func(l line) bool {
+		return l.Session != nil && l.Session.ID == fmt.Sprint(pid) && strings.Contains(l.Session.Client, "pgbouncer")
+	}) {
+		t.Errorf("check: %s%s", r.stdout, r.stderr)
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"deadpeer/internal/servertest"
 	"deadpeer/internal/testnet"
 )
 
@@ -70,7 +71,7 @@ func (w *world) phantom(name string, row int) *phantom {
 	p.stop = sync.OnceFunc(p.stop)
 	w.t.Cleanup(p.stop)
 	must(fmt.Fprintf(stdin, "%sUPDATE items SET v = v + 1 WHERE id = %d;\n", w.server.begin, row))(w.t)
-	await(w.t, "the lock of "+name, func() bool {
+	servertest.Await(w.t, "the lock of "+name, func() bool {
 		s := w.sessionOf(p.addr)
 		return s != nil && s.State == "idle in transaction" && len(s.Locks) > 0
 	})
@@ -89,6 +90,7 @@ type session struct {
 	Locks     []string `json:"locks"`
 	Blocks    []string `json:"blocks"`
 	Waits     []string `json:"waits_for"`
+	Client    string   `json:"client"`
 }
 
 type line struct {
@@ -123,12 +125,17 @@ type result struct {
 // deadpeer runs it on the server's host.
 func (w *world) deadpeer(args ...string) result {
 	w.t.Helper()
+	return w.deadpeerOn(w.host, args...)
+}
+
+func (w *world) deadpeerOn(host *testnet.Host, args ...string) result {
+	w.t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), role+"=1", "HOME=/nonexistent", "DEADPEER_DB=")
 	cmd.Env = append(cmd.Env, w.server.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	ok(w.t, w.host.Start(cmd))
+	ok(w.t, host.Start(cmd))
 	if err := cmd.Wait(); err != nil {
 		if _, isExit := errors.AsType[*exec.ExitError](err); !isExit {
 			w.t.Fatal(err)

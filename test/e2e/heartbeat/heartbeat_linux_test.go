@@ -41,6 +41,7 @@ import (
 	"deadpeer/heartbeat/websocket"
 	"deadpeer/heartbeat/zeo"
 	"deadpeer/internal/beat"
+	"deadpeer/internal/servertest"
 	"deadpeer/internal/testnet"
 )
 
@@ -397,7 +398,7 @@ func (l *lab) lossy(t *testing.T, targets map[string]target) {
 		return list
 	}
 	least := time.Now().Add(5 * time.Second)
-	await(t, "answers over a bad link", func() bool {
+	servertest.Await(t, "answers over a bad link", func() bool {
 		for _, n := range answers() {
 			if n < pings {
 				return false
@@ -451,7 +452,7 @@ func TestPoolHealsBeforeTheApplicationNotices(t *testing.T) {
 	}
 	// One of the two is found down, and at the latest then the other leaves
 	// the pool, too; a new one takes their place.
-	await(t, "the pool to heal", func() bool {
+	servertest.Await(t, "the pool to heal", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for name, n := range d.answers {
@@ -516,17 +517,7 @@ func use(t *testing.T, db *sql.DB, n int) (backends []int) {
 
 func awaitQuery(t *testing.T, db *sql.DB) {
 	t.Helper()
-	await(t, "PostgreSQL to answer", func() bool { return db.PingContext(t.Context()) == nil })
-}
-
-// await polls for what comes soon on an idle machine.
-func await(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: not within 60 s", what)
-		}
-	}
+	servertest.Await(t, "PostgreSQL to answer", func() bool { return db.PingContext(t.Context()) == nil })
 }
 
 // A proxy whose backend has died still acknowledges: tcp sees nothing wrong,
@@ -534,7 +525,7 @@ func await(t *testing.T, what string, done func() bool) {
 func TestProxyHidesItsDeadBackendFromTCP(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	haproxy := program(t, "haproxy", "/usr/sbin/haproxy")
+	haproxy := servertest.Program(t, "haproxy", "/usr/sbin/haproxy")
 	backend, err := l.net.Host("backend")
 	if err != nil {
 		t.Fatal(err)
@@ -545,7 +536,7 @@ func TestProxyHidesItsDeadBackendFromTCP(t *testing.T) {
 	}
 	redisServer(t, backend, 6379)
 	dir := t.TempDir()
-	serve(t, l.server, nil, dir, nil, haproxy, "-db", "-f", write(t, dir, "haproxy.cfg", `
+	servertest.Serve(t, l.server, nil, dir, nil, haproxy, "-db", "-f", servertest.Write(t, dir, "haproxy.cfg", `
 defaults
 	mode tcp
 	timeout connect 1h
@@ -585,7 +576,7 @@ backend b
 	d.mu.Lock()
 	before := d.answers["tcp"]
 	d.mu.Unlock()
-	await(t, "tcp to be answered by the proxy", func() bool {
+	servertest.Await(t, "tcp to be answered by the proxy", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.answers["tcp"] > before+1

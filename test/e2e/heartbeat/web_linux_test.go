@@ -17,6 +17,7 @@ import (
 
 	"deadpeer/heartbeat"
 	"deadpeer/heartbeat/http"
+	"deadpeer/internal/servertest"
 	"deadpeer/internal/testnet"
 )
 
@@ -45,7 +46,7 @@ func certificate(t *testing.T, address netip.Addr) (file string, client *tls.Con
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
 	roots := x509.NewCertPool()
 	roots.AddCert(leaf)
-	return write(t, t.TempDir(), "cert.pem", string(text)), &tls.Config{RootCAs: roots}
+	return servertest.Write(t, t.TempDir(), "cert.pem", string(text)), &tls.Config{RootCAs: roots}
 }
 
 // nginx serves HTTP/1.1 on port 80 and HTTP/2 over TLS on port 443. It closes
@@ -53,7 +54,7 @@ func certificate(t *testing.T, address netip.Addr) (file string, client *tls.Con
 func nginx(t *testing.T, host *testnet.Host, certificate string) {
 	t.Helper()
 	dir := t.TempDir()
-	serve(t, host, nil, dir, nil, program(t, "nginx", "/usr/sbin/nginx"), "-p", dir, "-e", "stderr", "-c", write(t, dir, "nginx.conf", fmt.Sprintf(`
+	servertest.Serve(t, host, nil, dir, nil, servertest.Program(t, "nginx", "/usr/sbin/nginx"), "-p", dir, "-e", "stderr", "-c", servertest.Write(t, dir, "nginx.conf", fmt.Sprintf(`
 daemon off; master_process off; error_log stderr; pid %[1]s/pid;
 events {}
 http {
@@ -107,14 +108,14 @@ func TestServerClosesIdleConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = x.Close() })
-		await(t, "nginx", func() bool { return x.Reconnect(t.Context()) == nil })
+		servertest.Await(t, "nginx", func() bool { return x.Reconnect(t.Context()) == nil })
 		targets[name] = x
 		m.Add(name, x)
 	}
 	if err := m.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "three answers of each", func() bool {
+	servertest.Await(t, "three answers of each", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for name := range targets {
@@ -139,7 +140,7 @@ func TestServerClosesIdleConnections(t *testing.T) {
 func TestProxyHidesItsDeadBackendFromPING(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	haproxy := program(t, "haproxy", "/usr/sbin/haproxy")
+	haproxy := servertest.Program(t, "haproxy", "/usr/sbin/haproxy")
 	backend, err := l.net.Host("backend")
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +152,7 @@ func TestProxyHidesItsDeadBackendFromPING(t *testing.T) {
 	file, trust := certificate(t, l.link.IPv4(l.server))
 	nginx(t, backend, file)
 	dir := t.TempDir()
-	serve(t, l.server, nil, dir, nil, haproxy, "-db", "-f", write(t, dir, "haproxy.cfg", `
+	servertest.Serve(t, l.server, nil, dir, nil, haproxy, "-db", "-f", servertest.Write(t, dir, "haproxy.cfg", `
 defaults
 	mode http
 	timeout connect 1h
@@ -191,7 +192,7 @@ listen web
 	d.mu.Lock()
 	before := d.answers["PING"]
 	d.mu.Unlock()
-	await(t, "PING to be answered by the proxy", func() bool {
+	servertest.Await(t, "PING to be answered by the proxy", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.answers["PING"] > before+1

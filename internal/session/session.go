@@ -171,8 +171,9 @@ func invertWaits(sessions []Session) {
 // escaped, runs of white space are one blank.
 func text(s string, limit int) string {
 	cut := false
-	if const4 := 4 * limit; len(s) > const4 { // before the work, which is proportional
-		s, cut = s[:const4], true
+	const widest = 4           // bytes of a character
+	if len(s) > widest*limit { // before the work, which is proportional
+		s, cut = s[:widest*limit], true
 	}
 	s = conn.Printable(strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " "))
 	if len(s) > limit {

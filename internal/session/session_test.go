@@ -1,12 +1,15 @@
 package session
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	mysqldriver "github.com/go-sql-driver/mysql"
 )
 
 func TestPeer(t *testing.T) {
@@ -162,6 +165,30 @@ func TestHasDataLocks(t *testing.T) {
 	} {
 		if hasDataLocks(version) != want {
 			t.Errorf("%s: %v", version, !want)
+		}
+	}
+}
+
+// The messages are those of MySQL 9.7 and MariaDB 10.11.
+func TestMySQLGrant(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err   error
+		maria bool
+		want  string
+	}{
+		{&mysqldriver.MySQLError{Number: 1095, Message: "You are not owner of thread 12"}, false, "GRANT CONNECTION_ADMIN ON *.* TO 'o''x'"},
+		{&mysqldriver.MySQLError{Number: 1095, Message: "You are not owner of thread 12"}, true, "GRANT CONNECTION ADMIN ON *.* TO 'o''x'"},
+		{&mysqldriver.MySQLError{Number: 1142, Message: "SELECT command denied to user 'WATCH'@'127.0.0.1' for table 'data_lock_waits'"}, false, "GRANT SELECT ON performance_schema.* TO 'o''x'"},
+		{&mysqldriver.MySQLError{Number: 1227, Message: "Access denied; you need (at least one of) the SYSTEM_USER privilege(s) for this operation"}, false, "GRANT SYSTEM_USER ON *.* TO 'o''x'"},
+		{&mysqldriver.MySQLError{Number: 1227, Message: "kein Zutritt"}, false, "GRANT PROCESS ON *.* TO 'o''x'"},
+		{&mysqldriver.MySQLError{Number: 1045, Message: "Access denied"}, false, ""},
+		{errors.New("x"), false, ""},
+		{nil, false, ""},
+	} {
+		m := &mysql{source: Source{user: "o'x"}, maria: tt.maria}
+		if got := m.grant(tt.err); got != tt.want {
+			t.Errorf("%v: %s", tt.err, got)
 		}
 	}
 }

@@ -91,8 +91,8 @@ func (w *world) elsewhere(t *testing.T) {
 func (w *world) hostileText(t *testing.T) {
 	c := w.login()
 	statement := map[string]string{
-		"firebird": "SELECT '\x1b[2J\u202e' FROM RDB$DATABASE", "postgresql": "SELECT '\x1b[2J\u202e', pg_sleep(3)", "mariadb": "SELECT '\x1b[2J\u202e', SLEEP(3)",
-		"mysql": "SELECT '\x1b[2J\u202e', SLEEP(3)",
+		"firebird": "SELECT '\x1b[2J\u202e' FROM RDB$DATABASE", "postgresql": "SELECT '\x1b[2J\u202e', pg_sleep(60)", "mariadb": "SELECT '\x1b[2J\u202e', SLEEP(60)",
+		"mysql": "SELECT '\x1b[2J\u202e', SLEEP(60)",
 	}[w.server.engine]
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -106,6 +106,10 @@ func (w *world) hostileText(t *testing.T) {
 		_ = r.Close()
 		_ = r.Err()
 	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
 	db := w.secretFile(boss, bossPassword)
 	servertest.Await(t, "the hostile statement", func() bool {
 		out := w.deadpeer("sessions", "--db", db, "-o", "wide").stdout
@@ -114,8 +118,6 @@ func (w *world) hostileText(t *testing.T) {
 		}
 		return strings.Contains(out, `\x1b[2J`)
 	})
-	cancel()
-	<-done
 }
 
 // evenAlive ends a living session that is named, and only when told to.

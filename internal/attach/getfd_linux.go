@@ -93,11 +93,13 @@ func (d *Duplicates) each(ctx context.Context, n int, target func(i int) *Target
 			continue
 		}
 		wg.Go(func() {
-			for i := from; i < to; i++ {
-				if errs[i] = ctx.Err(); errs[i] == nil {
-					errs[i] = on(t, target(i), i, do)
+			held.AsDeadpeer(func() {
+				for i := from; i < to; i++ {
+					if errs[i] = ctx.Err(); errs[i] == nil {
+						errs[i] = on(t, target(i), i, do)
+					}
 				}
-			}
+			})
 		})
 	}
 	wg.Wait()

@@ -47,8 +47,11 @@ type HookOptions struct {
 	// it from this hook: their setsockopt(2) succeeds and does no more than the
 	// policy allows.
 	Enforce bool
-	By      string // who asked for it, kept for Hooks
-	Note    string // anything, kept for Hooks
+	// Follow notes what programs set themselves on connections, so that Changed
+	// can tell. It costs a little at each setsockopt(2) in the cgroup.
+	Follow bool
+	By     string // who asked for it, kept for Hooks
+	Note   string // anything, kept for Hooks
 }
 
 // Label says what a hook is, as it was made.
@@ -83,7 +86,9 @@ func (l Limited) Sum() uint64 { return l.KeepAlive + l.Idle + l.Interval + l.Pro
 
 // Changed is a connection that has its policy from a hook.
 type Changed struct {
-	ID     conn.ID
+	ID conn.ID
+	// Before is what it had, and, where the hook follows its programs, what
+	// they have set since, though it may have been limited.
 	Before Settings
 	Given  keepalive.Policy
 }

@@ -48,6 +48,7 @@ type Hook struct {
 	maps    hookMaps
 	greet   link.Link // nil when stopped
 	enforce link.Link // nil when stopped, or not wanted
+	note    link.Link // same
 }
 
 // AttachHook makes a hook. From when it returns, every new connection of the
@@ -77,7 +78,7 @@ func AttachHook(o HookOptions) (_ *Hook, err error) {
 		return nil, fmt.Errorf("attach hook: %w", err)
 	}
 	h.dir = dir
-	if err := h.attach(); err != nil {
+	if err := h.attach(o.Follow); err != nil {
 		return nil, fmt.Errorf("attach hook: %w", errors.Join(err, h.Remove()))
 	}
 	return h, nil
@@ -107,7 +108,7 @@ func isCgroup2(dir string) error {
 
 // attach loads, pins and then links the programs. A process that is killed on
 // the way leaves what Hooks lists.
-func (h *Hook) attach() error {
+func (h *Hook) attach(follow bool) error {
 	spec, err := loadHook()
 	if err != nil {
 		return err
@@ -145,6 +146,11 @@ func (h *Hook) attach() error {
 	err = errors.Join(h.pinIter(pinListPlaced, o.ListPlaced, o.Places), h.pinIter(pinListStored, o.ListStored, o.Stored))
 	if err != nil {
 		return err
+	}
+	if follow {
+		if err := h.follow(); err != nil {
+			return err
+		}
 	}
 	if h.Label.Enforce {
 		if h.enforce, err = h.link(pinEnforce, ebpf.AttachCGroupSetsockopt, o.Enforce); err != nil {
@@ -226,7 +232,7 @@ func (h *Hook) open() error {
 	for _, l := range []struct {
 		name  string
 		which *link.Link
-	}{{pinGreet, &h.greet}, {pinEnforce, &h.enforce}} {
+	}{{pinGreet, &h.greet}, {pinEnforce, &h.enforce}, {pinNote, &h.note}} {
 		got, err := link.LoadPinnedLink(filepath.Join(h.dir, l.name), nil)
 		switch {
 		case err == nil:
@@ -293,15 +299,19 @@ func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 	if h.Damaged != nil {
 		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, h.Damaged)
 	}
+	own, err := h.ownCalls(ctx)
+	if err != nil {
+		return fmt.Errorf("list what programs set on connections of hook %s: %w", h.Label.ID, err)
+	}
 	each := func(k *hookKept) error {
 		if k.Cookie == 0 || int(k.Rule) >= len(h.Label.Rules) {
 			return nil
 		}
-		return visit(Changed{
-			ID: conn.ID{NetNS: k.Netns, Cookie: k.Cookie}, Before: rawSettings(k.Before).settings(h.hz), Given: h.Label.Rules[k.Rule].given(),
-		})
+		before := rawSettings(k.Before).settings(h.hz)
+		own[k.Cookie].over(&before)
+		return visit(Changed{ID: conn.ID{NetNS: k.Netns, Cookie: k.Cookie}, Before: before, Given: h.Label.Rules[k.Rule].given()})
 	}
-	err := listed(ctx, h, pinListPlaced, func(p *hookPlace) error {
+	err = listed(ctx, h, pinListPlaced, func(p *hookPlace) error {
 		if p.Checksum != p.Kept.checksum() {
 			// It was being written; by now it is, or it is free.
 			at := uint32(p.Kept.Cookie % uint64(h.maps.Places.MaxEntries()))
@@ -375,7 +385,7 @@ func (h *Hook) Stop() error {
 	for _, l := range []struct {
 		name  string
 		which *link.Link
-	}{{pinGreet, &h.greet}, {pinEnforce, &h.enforce}} {
+	}{{pinGreet, &h.greet}, {pinEnforce, &h.enforce}, {pinNote, &h.note}} {
 		if *l.which != nil {
 			// Others may hold the link, and keep it without this.
 			if err := (*l.which).Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
@@ -424,12 +434,12 @@ func (h *Hook) Close() error {
 			list = append(list, m)
 		}
 	}
-	for _, l := range []link.Link{h.greet, h.enforce} {
+	for _, l := range []link.Link{h.greet, h.enforce, h.note} {
 		if l != nil {
 			list = append(list, l)
 		}
 	}
-	h.maps, h.greet, h.enforce = hookMaps{}, nil, nil
+	h.maps, h.greet, h.enforce, h.note = hookMaps{}, nil, nil, nil
 	return closeAll(list...)
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/keepalive"
 )
 
@@ -426,5 +427,66 @@ func TestAttachHookRefused(t *testing.T) {
 	}
 	if err := (&Hook{dir: t.TempDir()}).Changed(context.Background(), nil); err == nil {
 		t.Error("connections of no hook")
+	}
+}
+
+// A hook that follows its programs tells what they have set since, though it
+// was limited or is what they have anyway, but not what we set; one that does
+// not, what connections had when they were made.
+func TestHookFollows(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]HookOptions{"enforced": {Follow: true, Enforce: true}, "not enforced": {Follow: true}, "not followed": {}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			l := w.listen("tcp4")
+			given := policy(time.Minute, 2*time.Second, 3, -1)
+			o.ID, o.Rules = "follow", []Rule{{Local: port(l.Addr()), Policy: given}}
+			h := attach(t, o)
+			before := func(p pair) (s Settings) {
+				ok(t, h.Changed(t.Context(), func(c Changed) error {
+					if c.ID.Cookie == cookieOf(t, p.server) {
+						s = c.Before
+					}
+					return nil
+				}))
+				return s
+			}
+			same, other, ours := w.dial(l), w.dial(l), w.dial(l)
+			made := before(same)
+			if made.KeepAlive || before(other) != made || before(ours) != made {
+				t.Errorf("before any call: %+v", made)
+			}
+			setOpt(t, same.server, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+			setOpt(t, same.server, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
+			setOpt(t, other.server, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 3600)
+			setOpt(t, other.server, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 99_000)
+			control(t, other.server, func(fd int) {
+				if unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 40_000) == nil {
+					t.Error("an interval of 40000 s was taken")
+				}
+			})
+			held.AsDeadpeer(func() { setOpt(t, ours.server, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 50) })
+			want, wantOther := made, made
+			if o.Follow {
+				want.KeepAlive, want.Probes, want.Own.Probes = true, 3, 3
+				wantOther.Idle, wantOther.Own.Idle = time.Hour, time.Hour
+				wantOther.UserTimeout, wantOther.Own.UserTimeout = 99*time.Second, 99*time.Second
+			}
+			if s := before(same); s != want {
+				t.Errorf("the same: %+v, want %+v", s, want)
+			}
+			if s := before(other); s != wantOther {
+				t.Errorf("another: %+v, want %+v", s, wantOther)
+			}
+			if s := before(ours); s != made {
+				t.Errorf("ours: %+v, want %+v", s, made)
+			}
+			ok(t, h.Stop())
+			setOpt(t, same.server, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
+			if s := before(same); s != want {
+				t.Errorf("after Stop: %+v, want %+v", s, want)
+			}
+		})
 	}
 }

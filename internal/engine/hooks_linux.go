@@ -103,7 +103,7 @@ func (e *Engine) hook(id string, hooks []hookRules) error {
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: e.options.HookDir, ID: hookID(id, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, By: "attach",
+			Dir: e.options.HookDir, ID: hookID(id, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true, By: "attach",
 		})
 		if err != nil {
 			return errors.Join(fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way), e.unhook(id))
@@ -197,8 +197,10 @@ func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
 			continue // its maker was killed before it did anything, or its remover after all was noted
 		}
 		err := h.Changed(ctx, func(c bpf.Changed) error {
-			if _, ok := f.Socket(c.ID); !ok {
-				records, ids = append(records, attach.Given(c.ID, c.Before.Settings, c.Given)), append(ids, c.ID)
+			// Its program may have set something since the last time.
+			given := attach.Given(c.ID, c.Before.Settings, c.Given)
+			if known, ok := f.Socket(c.ID); !ok || known.Was != given.Was {
+				records, ids = append(records, given), append(ids, c.ID)
 			}
 			return nil
 		})

@@ -140,14 +140,10 @@ func TestAttachNew(t *testing.T) {
 			if ours != 4 || len(list) != 1 || list[0].Sockets != 4 || list[0].Given != 2 || !list[0].Active || (list[0].Limited > 0) != enforce {
 				t.Errorf("%d shown as ours, %+v", ours, list)
 			}
-			before := "0 7200 75 9 0"
-			if !enforce {
-				before = "0 1000 75 9 0" // its own
-			}
 			if done := w.detach(); len(done) != 1 || done[0].Changed != 4 || done[0].Failed != 0 {
 				t.Errorf("%+v", done)
 			}
-			m.do("show", before)
+			m.do("show", "0 1000 75 9 0") // its own
 			m.do("make", "0 7200 75 9 0")
 			if left := must(bpf.Hooks(hooks))(t); len(left) != 0 {
 				t.Errorf("%d hooks are left", len(left))

@@ -95,9 +95,17 @@ func (s Socket) Get(level, opt int) (int, bool) {
 	return v, err == nil
 }
 
-// Set sets an integer option.
-func (s Socket) Set(level, opt, value int) error {
-	return unix.SetsockoptInt(s.FD, level, opt, value)
+// Set sets an integer option; one of keepalive in the way of AsDeadpeer.
+func (s Socket) Set(level, opt, value int) (err error) {
+	set := func() { err = unix.SetsockoptInt(s.FD, level, opt, value) }
+	switch {
+	case level == unix.SOL_SOCKET && opt == unix.SO_KEEPALIVE,
+		level == unix.IPPROTO_TCP && (opt == unix.TCP_KEEPIDLE || opt == unix.TCP_KEEPINTVL || opt == unix.TCP_KEEPCNT):
+		AsDeadpeer(set)
+	default:
+		set()
+	}
+	return err
 }
 
 // State is the socket's, Close when it cannot be read.

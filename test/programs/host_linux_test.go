@@ -33,23 +33,26 @@ func TestMain(m *testing.M) {
 	os.Exit(testnet.Main(m))
 }
 
-// needBPF skips where programs cannot be loaded or no cgroup can be made, and
-// gives the path of one of the test's own, below the root.
-func needBPF(t *testing.T) (cgroup string) {
+// ownCgroup makes a cgroup of the test's own and gives its path below the root.
+// It is an error where programs cannot be loaded, or no cgroup can be made; a
+// failure in continuous integration.
+func ownCgroup(t *testing.T) (cgroup string, err error) {
 	t.Helper()
-	s, err := bpf.OpenSockets(bpf.SocketsOptions{NoPin: true})
+	loaded, err := bpf.OpenSockets(bpf.SocketsOptions{NoPin: true})
 	if err == nil {
-		err = s.Close()
+		err = loaded.Close()
 	}
 	root, rootErr := bpf.CgroupRoot()
 	cgroup = fmt.Sprintf("/deadpeer-programs-test-%d-%s", os.Getpid(), t.Name())
 	if err = errors.Join(err, rootErr); err == nil {
 		err = os.Mkdir(root+cgroup, 0o755)
 	}
-	if err != nil && os.Getenv("CI") == "" {
-		t.Skip(err)
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		return "", err
 	}
-	ok(t, err)
 	t.Cleanup(func() {
 		for end := time.Now().Add(10 * time.Second); unix.Rmdir(root+cgroup) != nil; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(end) {
@@ -58,7 +61,16 @@ func needBPF(t *testing.T) (cgroup string) {
 			}
 		}
 	})
-	return cgroup
+	return cgroup, nil
+}
+
+// bpffs is a bpffs of the test's own.
+func bpffs(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	ok(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	t.Cleanup(func() { ok(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
 }
 
 // deadpeerHost is a host with folders of its own for what deadpeer leaves.
@@ -72,7 +84,11 @@ type deadpeerHost struct {
 func newDeadpeerHost(t *testing.T, host *testnet.Host) *deadpeerHost {
 	t.Helper()
 	h := &deadpeerHost{host: host, dir: t.TempDir()}
-	h.cgroup = must(bpf.CgroupRoot())(t) + needBPF(t)
+	cgroup, err := ownCgroup(t)
+	if err != nil {
+		t.Skip(err)
+	}
+	h.cgroup = must(bpf.CgroupRoot())(t) + cgroup
 	ok(t, os.Symlink(must(os.Executable())(t), h.dir+"/deadpeer"))
 	const mounts = "mount -t tmpfs -o mode=755 tmpfs /run && mount -t bpf bpf /sys/fs/bpf && echo && read end"
 	cmd := exec.Command("unshare", "--mount", "sh", "-c", mounts)

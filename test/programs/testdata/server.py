@@ -1,4 +1,5 @@
-"""Answers each line, and says with which error its connection ended."""
+"""Answers each line, and says what its connection had when it was accepted and
+with which error it ended."""
 import errno
 import socket
 import sys
@@ -15,4 +16,7 @@ def serve(c):
 
 listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
 while True:
-    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+    c = listener.accept()[0]
+    print("accepted", c.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+          *(c.getsockopt(socket.IPPROTO_TCP, o) for o in (4, 5, 6)), flush=True)
+    threading.Thread(target=serve, args=(c,), daemon=True).start()

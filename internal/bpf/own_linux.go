@@ -1,0 +1,89 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"deadpeer/internal/held"
+)
+
+// What a hook pins besides when it follows its programs.
+const (
+	pinNote    = ownProgNote
+	pinListOwn = ownProgListOwn
+)
+
+// follow begins to note what programs set themselves. It comes before enforce,
+// which shows others what it makes of their calls.
+func (h *Hook) follow() error {
+	spec, err := loadOwn()
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[ownVarOurs].Set(held.ThreadName()); err != nil {
+		return err
+	}
+	var o struct {
+		ownPrograms
+		ownMaps
+	}
+	if err := load(spec, &o); err != nil {
+		return err
+	}
+	defer func() { _, _ = o.ownPrograms.Close(), o.ownMaps.Close() }() // links keep them
+	list, err := link.AttachIter(link.IterOptions{Program: o.ListOwn, Map: o.Own})
+	if err != nil {
+		return explain(err)
+	}
+	if err := errors.Join(list.Pin(filepath.Join(h.dir, pinListOwn)), list.Close()); err != nil {
+		return err
+	}
+	h.note, err = h.link(pinNote, ebpf.AttachCGroupSetsockopt, o.Note)
+	return err
+}
+
+// ownCalls are those of programs on connections, by cookie; nil when the hook
+// does not follow them.
+func (h *Hook) ownCalls(ctx context.Context) (map[uint64]ownCalls, error) {
+	in, err := os.Open(filepath.Join(h.dir, pinListOwn))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer func() { _ = in.Close() }()
+	calls := map[uint64]ownCalls{}
+	const size = int(unsafe.Sizeof(ownMade{}))
+	err = readIter(ctx, in, func(b []byte) ([]byte, error) {
+		for ; len(b) >= size; b = b[size:] {
+			var m ownMade
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), size), b)
+			calls[m.Cookie] = m.Calls
+		}
+		return b, nil
+	})
+	return calls, err
+}
+
+// over is what a socket would have, without us, that had s before the calls.
+func (c ownCalls) over(s *Settings) {
+	for part, set := range []func(v int32){
+		func(v int32) { s.KeepAlive = v != 0 },
+		func(v int32) { s.Idle = time.Duration(v) * time.Second; s.Own.Idle = s.Idle },
+		func(v int32) { s.Interval = time.Duration(v) * time.Second; s.Own.Interval = s.Interval },
+		func(v int32) { s.Probes = int(v); s.Own.Probes = s.Probes },
+		func(v int32) { s.UserTimeout = time.Duration(v) * time.Millisecond; s.Own.UserTimeout = s.UserTimeout },
+	} {
+		if c.Made>>part&1 == 1 {
+			set(c.Value[part])
+		}
+	}
+}

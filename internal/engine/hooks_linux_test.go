@@ -256,10 +256,24 @@ func (r role) runProgram(ctx context.Context) error {
 }
 
 // Two namespaces have connections of the same addresses and ports: only that
-// of the chosen one changes.
+// of the chosen one changes, by either transport.
 func TestAttachSameTuple(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	for name, byBPF := range map[string]bool{"pidfd_getfd": false, "BPF": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if byBPF {
+				needBPF(t)
+				w.engine.bpfFrom = 1
+			}
+			w.sameTuple(t, name)
+		})
+	}
+}
+
+func (w *world) sameTuple(t *testing.T, transport string) {
+	t.Helper()
 	pair := func(do func(func() error) error) (c, s net.Conn) {
 		ok(t, do(func() error {
 			l, err := net.Listen("tcp4", "127.0.0.1:7000")
@@ -286,8 +300,9 @@ func TestAttachSameTuple(t *testing.T) {
 	for _, c := range all {
 		before = append(before, optionsOf(t, c))
 	}
-	if a := w.attach(w.filtered("sport = :7000 or dport = :7000"), minute()); a.Changed != 2 {
-		t.Errorf("%+v", a)
+	a := w.attach(w.filtered("sport = :7000 or dport = :7000"), minute())
+	if how := strings.Join(a.Snapshot.How, "\n"); a.Changed != 2 || !strings.Contains(how, "changed 2 connections by "+transport+" ") {
+		t.Errorf("%+v: %s", a, how)
 	}
 	for n, c := range all {
 		if o := optionsOf(t, c); (o != before[n]) != (n < 2) {

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,7 @@ import (
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/keepalive"
 )
 
 // maxRulesFile bounds a file of rules, in bytes.
@@ -51,9 +54,15 @@ func (a *app) readRules(path string) ([]engine.AttachRule, error) {
 // parseRules reads a YAML list of rules. What is wrong is said with line and
 // column.
 func parseRules(b []byte) (rules []engine.AttachRule, err error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		return nil, errors.New(conn.Printable(err.Error()))
+	var doc, more yaml.Node
+	in := yaml.NewDecoder(bytes.NewReader(b))
+	if err := in.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, notYAML(b, err)
+	}
+	if err := in.Decode(&more); err == nil {
+		return nil, at(&more, errors.New("a second document begins: give one list"))
+	} else if !errors.Is(err, io.EOF) {
+		return nil, notYAML(b, err)
 	}
 	if len(doc.Content) == 0 {
 		return nil, errors.New("no rules: a list is wanted, such as - {match: \"sport = :5432\", within: 90s}")
@@ -76,6 +85,19 @@ func parseRules(b []byte) (rules []engine.AttachRule, err error) {
 	return rules, nil
 }
 
+// notYAML tells where, as far as the parser does, and of the tab that is mostly
+// to blame.
+func notYAML(b []byte, err error) error {
+	n := 0
+	for line := range bytes.Lines(b) {
+		n++
+		if blank := len(line) - len(bytes.TrimLeft(line, " \t")); bytes.ContainsRune(line[:blank], '\t') {
+			return fmt.Errorf("line %d, column %d: a tab: YAML is indented by spaces", n, bytes.IndexByte(line, '\t')+1)
+		}
+	}
+	return errors.New(conn.Printable(strings.TrimPrefix(err.Error(), "yaml: ")))
+}
+
 func at(n *yaml.Node, err error) error {
 	return fmt.Errorf("line %d, column %d: %w", n.Line, n.Column, err)
 }
@@ -86,46 +108,68 @@ func parseRule(n *yaml.Node) (rule engine.AttachRule, err error) {
 	}
 	var line ruleLine
 	keys := line.keys()
-	seen := map[string]bool{}
-	matchAt := n
+	where := map[string]*yaml.Node{} // the values
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		set, known := keys[key.Value]
 		switch {
 		case key.Kind != yaml.ScalarNode || !known:
 			return rule, at(key, unknownKey(key.Value, keys))
-		case seen[key.Value]:
+		case where[key.Value] != nil:
 			return rule, at(key, fmt.Errorf("%s is there twice", key.Value))
 		case value.Kind != yaml.ScalarNode:
 			return rule, at(value, fmt.Errorf("%s: one value is wanted", key.Value))
 		}
-		seen[key.Value] = true
+		where[key.Value] = value
 		if err := set(value.Value); err != nil {
 			return rule, at(value, fmt.Errorf("%s: %w", key.Value, err))
 		}
-		if key.Value == "match" {
-			matchAt = value
-		}
 	}
+	value := func(key string) *yaml.Node { return cmp.Or(where[key], n) }
 	if rule.Policy, err = line.policy.attachable(line.inFlight); err != nil {
-		return rule, at(n, err)
+		return rule, policyAt(value, err)
 	}
-	words := strings.Fields(line.match)
-	if rule.Filter, err = conn.ParseFilter(words, resolver()); err != nil {
-		return rule, at(matchAt, err)
+	if rule.Filter, err = conn.ParseFilter(strings.Fields(line.match), resolver()); err != nil {
+		return rule, filterAt(value("match"), err)
 	}
 	rule.New, rule.Enforce, rule.Cgroup, rule.Unit = line.new, line.enforce, line.cgroup, line.unit
 	flags := common{unit: line.unit, cgroup: line.cgroup}
 	rule.Future = rule.Filter
 	only, err := conn.ParseFilter(flags.predicates(), resolver())
 	if err != nil {
-		return rule, at(n, err)
+		return rule, filterAt(cmp.Or(where["cgroup"], value("unit")), err)
 	}
 	rule.Filter = rule.Filter.And(only)
 	if err := checkFuture(&rule); err != nil {
 		return rule, at(n, err)
 	}
+	if rule.New {
+		if _, err := rule.Future.Future(); err != nil {
+			return rule, at(value("match"), err)
+		}
+	}
 	return rule, nil
+}
+
+// policyAt says what is wrong with a policy at the value that is, in the words
+// of the file: flags have the names of its keys, spelled otherwise.
+func policyAt(value func(key string) *yaml.Node, err error) error {
+	key, text := "", err.Error()
+	if wrong, ok := errors.AsType[*keepalive.PolicyError](err); ok {
+		key = strings.ReplaceAll(wrong.Field, " ", "_")
+	} else if strings.HasPrefix(text, "--profile:") {
+		key = "profile"
+	}
+	text = strings.NewReplacer("--user-timeout", "user_timeout", "--in-flight", "in_flight", "--", "").Replace(text)
+	return at(value(key), errors.New(text))
+}
+
+// filterAt shows the filter below what is wrong with it, after the place of it.
+func filterAt(n *yaml.Node, err error) error {
+	if wrong, ok := errors.AsType[*conn.FilterError](err); ok {
+		err = fmt.Errorf("%s\n%s", wrong.Error(), wrong.Pointer())
+	}
+	return at(n, err)
 }
 
 func unknownKey(key string, keys map[string]func(string) error) error {

@@ -66,10 +66,10 @@ func (a *app) attachmentsTable(list []engine.Attachment) error {
 				match = "every connection"
 			}
 			if n > 0 {
-				fmt.Fprintf(w, "\t\t\t\t\t%s\t%s\n", policyCell(r.Policy), match)
+				fmt.Fprintf(w, "\t\t\t\t\t%s\t%s\n", ruleCell(r), match)
 				continue
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", l.ID, appendSpan(nil, max(0, time.Since(l.At))), l.Sockets, l.Ended, newCell(l), policyCell(r.Policy), match)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", l.ID, appendSpan(nil, max(0, time.Since(l.At))), l.Sockets, l.Ended, newCell(l), ruleCell(r), match)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -102,6 +102,13 @@ func newCell(l engine.Attachment) string {
 		return fmt.Sprintf("%d, ended", l.Given)
 	}
 	return fmt.Sprint(l.Given)
+}
+
+func ruleCell(r engine.AttachedRule) string {
+	if r.Enforce {
+		return policyCell(r.Policy) + ", enforced"
+	}
+	return policyCell(r.Policy)
 }
 
 // policyCell shows a policy in the way of the column KEEPALIVE, with a dash for

@@ -214,7 +214,11 @@ func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 		fmt.Fprintln(w, "0 blind")
 	}
 	if sum.Worst > 0 {
-		fmt.Fprintf(w, "worst detection time of the others: %s\n", verdict.Duration(sum.Worst))
+		others := ""
+		if sum.Blind > 0 {
+			others = " of the others"
+		}
+		fmt.Fprintf(w, "worst detection time%s: %s\n", others, verdict.Duration(sum.Worst))
 	}
 	if sum.Unforeseen > 0 {
 		fmt.Fprintf(w, "%d without a forecast: settings not read, or no rule for what they are in\n", sum.Unforeseen)

@@ -150,7 +150,7 @@ func diagnoseDestroy() Finding {
 
 // diagnoseLeftovers tells what killed processes left, one finding for each.
 func (e *Engine) diagnoseLeftovers() (list []Finding) {
-	const what = "left behind by a killed deadpeer"
+	const what = "what a killed deadpeer left"
 	left, err := e.Leftovers()
 	for _, l := range left {
 		list = append(list, Finding{What: what, Left: true, Detail: l.What + ": " + l.Why, Mend: "deadpeer doctor --clean"})

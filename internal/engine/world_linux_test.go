@@ -67,7 +67,8 @@ func newWorld(t *testing.T) *world {
 	w.far = must(w.net.Host("far"))(t)
 	w.toNear = must(w.net.Connect(w.server, w.near))(t)
 	w.toFar = must(w.net.Connect(w.server, w.far))(t)
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t)})
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none"})
+	w.engine.cgroups = w.dir // nothing of others is cleaned up
 	return w
 }
 

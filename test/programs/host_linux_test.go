@@ -76,6 +76,7 @@ func bpffs(t *testing.T) string {
 // deadpeerHost is a host with folders of its own for what deadpeer leaves.
 type deadpeerHost struct {
 	host   *testnet.Host
+	root   string // of cgroup v2, where it sees its own
 	cgroup string // its folder
 	dir    string // with deadpeer in it
 	holder int    // a process that holds the mounts
@@ -88,10 +89,12 @@ func newDeadpeerHost(t *testing.T, host *testnet.Host) *deadpeerHost {
 	if err != nil {
 		t.Skip(err)
 	}
-	h.cgroup = must(bpf.CgroupRoot())(t) + cgroup
 	ok(t, os.Symlink(must(os.Executable())(t), h.dir+"/deadpeer"))
-	const mounts = "mount -t tmpfs -o mode=755 tmpfs /run && mount -t bpf bpf /sys/fs/bpf && echo && read end"
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", mounts)
+	h.root = must(bpf.CgroupRoot())(t)
+	h.cgroup = h.root + cgroup
+	// All the cgroups it sees are the test's: it would clean up those of others.
+	const mounts = `mount -t tmpfs -o mode=755 tmpfs /run && mount -t bpf bpf /sys/fs/bpf && mount --bind "$1" "$2" && echo && read end`
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", mounts, "sh", h.cgroup, h.root)
 	in, out := must(cmd.StdinPipe())(t), must(cmd.StdoutPipe())(t)
 	cmd.Stderr = os.Stderr
 	ok(t, cmd.Start())
@@ -106,7 +109,7 @@ func (h *deadpeerHost) command(args ...string) *exec.Cmd {
 	const enter = `echo 0 >"$1"/cgroup.procs && PATH="$2:$PATH" && shift 2 && exec "$@"`
 	cmd := exec.Command("nsenter", append([]string{
 		"--mount=/proc/" + strconv.Itoa(h.holder) + "/ns/mnt", "--net=/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(h.host.NS().Fd())),
-		"sh", "-c", enter, "sh", h.cgroup, h.dir,
+		"sh", "-c", enter, "sh", h.root, h.dir,
 	}, args...)...)
 	cmd.WaitDelay = time.Second
 	return cmd

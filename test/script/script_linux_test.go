@@ -48,6 +48,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/cli"
 	"deadpeer/internal/testnet"
 )
@@ -123,6 +124,9 @@ func isolate() {
 	check(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
 	check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	empty("/run", "/var/lib", "/etc/sysctl.d")
+	if root, err := bpf.CgroupRoot(); err == nil {
+		empty(root) // doctor would see, and clean up, what other tests have there
+	}
 	if os.Getenv("UNPRIVILEGED") != "" {
 		const noRoot = 1 // SECBIT_NOROOT: uid 0 gets no capabilities by execve(2)
 		check(unix.Prctl(unix.PR_SET_SECUREBITS, noRoot, 0, 0, 0))

@@ -47,7 +47,7 @@ func TestParseRulesRefuses(t *testing.T) {
 		"- within: 90s\n- profile: lann":                         "line 2, column 12: profile: find profile: no \"lann\": did you mean lan",
 		"- within: 90s\n  in_flight: true\n  user_timeout: 9s":   "give one of in_flight and user_timeout",
 		"- within: 90s\n  new: true\n  match: comm = a":          "line 3, column 10: \"comm = a\" cannot be told of a connection before it exists",
-		"- within: 90s\n  match: sport = :1 adn dport = :2":      "line 2, column 10: parse filter: column 12: unknown predicate \"adn\", did you mean \"and\"?\nsport = :1 adn dport = :2\n           ^",
+		"- within: 90s\n  match: sport = :1 annd dport = :2":     "line 2, column 10: parse filter: column 12: unknown predicate \"annd\", did you mean \"and\"?\nsport = :1 annd dport = :2\n           ^",
 		"- within: 90s\n  cgroup: /no-such\n  match: dport = :2": "line 2, column 11: parse filter",
 		"- match: \"sport = :1\n  within: 90s":                   "line 2: found unexpected end of stream",
 		"rules:\n- within: 90s":                                  "line 1, column 1: a list",

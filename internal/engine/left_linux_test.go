@@ -88,7 +88,7 @@ func TestHooksKilledAtAnyMoment(t *testing.T) {
 	w.connect("tcp4", w.near, 6)
 	w.diversify()
 	before := w.serverOptions()
-	const kills = 6
+	const kills = 4
 	var round time.Duration
 	kinds := map[string]int{}
 	for n := range kills {
@@ -146,7 +146,7 @@ func TestRunKilledAtAnyMoment(t *testing.T) {
 		}
 		return list
 	}
-	const kills = 8
+	const kills = 6
 	var takes time.Duration
 	left := map[string]int{}
 	for n := range kills {

@@ -1,36 +1,35 @@
 // Package bpf looks into and changes TCP sockets from inside the kernel, by
-// three programs of its own (folder c, Dual BSD/GPL):
+// programs of its own (folder c, Dual BSD/GPL):
 //
-//   - [Sockets] lists every descriptor that is a TCP socket, of every process
-//     and network namespace, with the socket's settings, in one pass. Pinned on
-//     a bpffs it costs nothing to start.
+//   - [Sockets] lists the connections of a network namespace with their
+//     settings, quicker than sock_diag does, and all descriptors that are
+//     sockets, which tell whose they are. Pinned on a bpffs they cost nothing
+//     to start.
 //   - [Changer] reads and changes the settings of chosen sockets of a network
 //     namespace, with or without a descriptor.
 //   - [AttachHook] puts a policy on every new connection of a cgroup before
 //     connect() or accept() returns it, for as long as the hook is there, and
 //     on request keeps programs from weakening it.
 //
-// Linux with BTF of its own (CONFIG_DEBUG_INFO_BTF): 5.12 for Sockets, 5.15 for
-// Changer and hooks. All need CAP_BPF and CAP_PERFMON, entering a network
-// namespace CAP_SYS_ADMIN, hooks CAP_NET_ADMIN as well (capabilities(7)). What
-// is missing is an error that says so; where the kernel or the system is what
-// lacks it, it matches errors.ErrUnsupported. [Features] tries all of it.
+// Linux 5.15 with BTF of its own (CONFIG_DEBUG_INFO_BTF). All need CAP_BPF and
+// CAP_PERFMON, entering a network namespace CAP_SYS_ADMIN, hooks CAP_NET_ADMIN
+// as well (capabilities(7)). What is missing is an error that says so; where
+// the kernel or the system is what lacks it, it matches errors.ErrUnsupported.
+// [Features] tries all of it.
 //
 //	s, err := bpf.OpenSockets(bpf.SocketsOptions{})
 //	if err != nil {
 //		return err
 //	}
 //	defer s.Close()
-//	err = s.Each(ctx, func(r *bpf.Record) error {
-//		fmt.Println(r.Owner.PID, r.Local(), r.Peer(), r.Settings.KeepAlive)
+//	err = s.Connections(ctx, ns, func(r *bpf.Record) error {
+//		fmt.Println(r.Sock.Local(), r.Sock.Peer(), r.Settings.KeepAlive)
 //		return nil
 //	})
 package bpf
 
 import (
 	"errors"
-	"net/netip"
-	"time"
 
 	"deadpeer/internal/conn"
 	"deadpeer/keepalive"
@@ -42,47 +41,34 @@ type Settings struct {
 	Own                keepalive.Policy // of the socket; zero where the host's value holds
 }
 
-// Record is one descriptor of one process that is a TCP socket.
+// Record is one TCP socket that has a peer.
 type Record struct {
-	ID        conn.ID // Cookie 0 when MPTCP
-	Owner     conn.Owner
-	Comm      string   // the process's name, chosen by it: show it through conn.Printable
-	Inode     uint32   // of the socket
-	UID       uint32   // owner of the socket as the kernel records it
-	LocalIP   [16]byte // IPv4 addresses are stored IPv4-mapped
-	PeerIP    [16]byte
-	LocalPort uint16
-	PeerPort  uint16
-	Family    conn.Family
-	State     conn.State
-	Heard     time.Duration // since data or an acknowledgement came, exact to a tick; means nothing before the handshake
-	Settings  Settings
-	// MPTCP: the descriptor is an MPTCP socket. Its TCP sockets have no
-	// descriptor and bear its inode; ID.Cookie, UID, addresses, State, Heard
-	// and Settings are not told.
-	MPTCP bool
+	// Sock is what sock_diag tells of it, with Mark and MPTCP.
+	Sock     conn.Sock
+	Settings Settings // meaningless unless Sock.HasInfo
+	Handle   Handle   // zero when no descriptor was ever made
+	Tick     uint32   // the low half of the kernel's tick counter when all this was so
 }
 
-// Local is the local address and port.
-func (r *Record) Local() netip.AddrPort { return addrPort(r.Family, r.LocalIP, r.LocalPort) }
-
-// Peer is the peer's address and port.
-func (r *Record) Peer() netip.AddrPort { return addrPort(r.Family, r.PeerIP, r.PeerPort) }
-
-func addrPort(f conn.Family, ip [16]byte, port uint16) netip.AddrPort {
-	a := netip.AddrFrom16(ip)
-	if f == conn.IPv4 {
-		a = a.Unmap()
-	}
-	return netip.AddrPortFrom(a, port)
+// Handle names a struct socket of the kernel for as long as it lives. The
+// subflows of MPTCP bear that of their MPTCP socket. The zero Handle names none.
+type Handle struct {
+	Inode uint32 // numbers wrap
+	Place uint32 // where it lies
 }
 
-// SocketsOptions say where the program is kept between runs.
+// Descriptor is one descriptor of one process that is a socket.
+type Descriptor struct {
+	Handle Handle
+	Owner  conn.Owner
+}
+
+// SocketsOptions say where the programs are kept between runs.
 type SocketsOptions struct {
 	// Dir is a folder on a bpffs; "" is the folder deadpeer on the bpffs of
 	// this mount namespace. It is made, for its owner alone.
 	Dir   string
-	NoPin bool // load the program for this run alone
+	NoPin bool // load the programs for this run alone
 }
 
 // Op is what [Changer.Apply] does with a socket.

@@ -19,23 +19,28 @@ func FuzzRecords(f *testing.F) {
 	f.Add(make([]byte, 3*recordLen))
 	f.Add(bytes.Repeat([]byte{0xff}, recordLen))
 	f.Add(make([]byte, recordLen+1))
+	f.Add(make([]byte, 2*descriptorLen))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, in := range []io.Reader{bytes.NewReader(b), iotest.HalfReader(bytes.NewReader(b))} {
-			n := 0
-			d := recordReader{hz: 250}
-			err := readIter(context.Background(), in, func(b []byte) ([]byte, error) {
-				return d.read(b, func(r *Record) error {
-					_, _ = r.Local().String(), r.Peer().String()
-					if n++; r.Heard < 0 || len(r.Comm) > 16 {
-						t.Errorf("%+v", r)
-					}
-					return nil
-				})
-			})
-			if n != len(b)/recordLen || (err != nil) != (len(b)%recordLen != 0) {
-				t.Errorf("%d records of %d bytes: %v", n, len(b), err)
+		var n int
+		check := func(what string, length int, err error) {
+			if n != len(b)/length || (err != nil) != (len(b)%length != 0) {
+				t.Errorf("%d %s of %d bytes: %v", n, what, len(b), err)
 			}
+			n = 0
+		}
+		d := recordReader{hz: 250}
+		check("records", recordLen, readAhead(context.Background(), bytes.NewReader(b), func(b []byte) ([]byte, error) {
+			return d.read(b, func(r *Record) error {
+				_, _ = r.Sock.Local().String(), r.Sock.Peer().String()
+				n++
+				return nil
+			})
+		}))
+		for _, in := range []io.Reader{bytes.NewReader(b), iotest.HalfReader(bytes.NewReader(b))} {
+			check("descriptors", descriptorLen, readIter(context.Background(), in, func(b []byte) ([]byte, error) {
+				return readDescriptors(b, func(Descriptor) { n++ }), nil
+			}))
 		}
 	})
 }
@@ -106,6 +111,9 @@ func TestReadIter(t *testing.T) {
 	for _, in := range []io.Reader{iotest.ErrReader(bad), io.MultiReader(bytes.NewReader(make([]byte, 10)), iotest.ErrReader(bad))} {
 		if err := readIter(t.Context(), in, func(b []byte) ([]byte, error) { return b, nil }); !errors.Is(err, bad) {
 			t.Errorf("%v", err)
+		}
+		if err := readAhead(t.Context(), in, func([]byte) ([]byte, error) { return nil, nil }); !errors.Is(err, bad) {
+			t.Errorf("ahead: %v", err)
 		}
 	}
 	endless := func(b []byte) ([]byte, error) { return b, nil }

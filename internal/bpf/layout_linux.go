@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"bytes"
 	"structs"
 	"time"
 	"unsafe"
@@ -65,48 +64,70 @@ func (r rawSettings) settings(hz int64) Settings {
 	return s
 }
 
-const recordLen = int(unsafe.Sizeof(socketsRecord{}))
+const (
+	recordLen     = int(unsafe.Sizeof(socketsConnection{}))
+	descriptorLen = int(unsafe.Sizeof(socketsDescriptor{}))
+)
 
 // recordReader turns what the program wrote into Records.
 type recordReader struct {
-	hz       int64
-	raw      rawSettings // what settings were made of
-	settings Settings
-	comm     [16]byte // what r.Comm was made of
-	r        Record
+	hz  int64
+	raw rawSettings // what the settings of r were made of
+	r   Record
 }
 
 // read visits the whole records at the beginning of b and gives the rest.
 func (d *recordReader) read(b []byte, visit func(*Record) error) (rest []byte, err error) {
+	var raw socketsConnection
 	for ; len(b) >= recordLen; b = b[recordLen:] {
-		var raw socketsRecord
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), recordLen), b)
-		if err := visit(d.record(&raw)); err != nil {
+		d.decode(&raw)
+		if err := visit(&d.r); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
 }
 
-func (d *recordReader) record(raw *socketsRecord) *Record {
-	r := &d.r
+func (d *recordReader) decode(raw *socketsConnection) {
 	// Neighbours are alike.
-	if s := rawSettings(raw.Settings); s != d.raw || d.settings == (Settings{}) {
-		d.raw, d.settings = s, s.settings(d.hz)
+	if s := rawSettings(raw.Settings); s != d.raw {
+		d.raw, d.r.Settings = s, s.settings(d.hz)
 	}
-	if comm := [16]byte(unsafe.Slice((*byte)(unsafe.Pointer(&raw.Comm)), 16)); comm != d.comm {
-		name, _, _ := bytes.Cut(comm[:], []byte{0})
-		d.comm, r.Comm = comm, string(name)
+	d.r.Handle, d.r.Tick = Handle{raw.Handle.Inode, raw.Handle.Place}, raw.Now
+	s := &d.r.Sock
+	*s = conn.Sock{
+		Cookie: raw.Cookie, Inode: raw.Handle.Inode, UID: raw.Uid, Interface: raw.Interface, Mark: raw.Mark, NetNS: s.NetNS,
+		LocalIP: *(*[16]byte)(unsafe.Pointer(&raw.Local)), PeerIP: *(*[16]byte)(unsafe.Pointer(&raw.Peer)),
+		LocalPort: raw.LocalPort, PeerPort: raw.PeerPort, Family: conn.IPv6,
+		State: conn.State(raw.State), Timer: conn.Timer(raw.Timer), Retransmits: raw.Retransmits, TimerMS: d.ms(raw.Expires),
 	}
-	r.ID = conn.ID{NetNS: raw.Netns, Cookie: raw.Cookie}
-	r.Owner = conn.Owner{PID: int32(raw.Pid), FD: int32(raw.Fd)}
-	r.Inode, r.UID = raw.Inode, raw.Uid
-	r.LocalIP, r.PeerIP = *(*[16]byte)(unsafe.Pointer(&raw.Local)), *(*[16]byte)(unsafe.Pointer(&raw.Peer))
-	r.LocalPort, r.PeerPort = raw.LocalPort, raw.PeerPort
-	r.State, r.Heard = conn.State(raw.State), fromTicks(raw.Heard, d.hz)
-	r.Settings, r.MPTCP = d.settings, raw.Mptcp != 0
-	if r.Family = conn.IPv6; raw.Family == unix.AF_INET {
-		r.Family = conn.IPv4
+	if raw.Family == unix.AF_INET {
+		s.Family = conn.IPv4
 	}
-	return r
+	if raw.Full == 0 {
+		return
+	}
+	s.HasInfo, s.HasWindow, s.MPTCP, s.CgroupID = true, true, raw.Mptcp != 0, raw.Cgroup
+	s.RecvQueue, s.SendQueue, s.SendWindow = raw.RecvQueue, raw.SendQueue, raw.SendWindow
+	s.RTOUS, s.RTTUS, s.RTTVarUS = uint32(int64(raw.Rto)*int64(time.Second/time.Microsecond)/d.hz), raw.Rtt, raw.Rttvar
+	s.LastDataSent, s.LastDataRecv, s.LastAckRecv = d.ms(raw.DataSent), d.ms(raw.DataRecv), d.ms(raw.AckRecv)
+	s.SegsIn, s.SegsOut, s.Unacked = raw.SegsIn, raw.SegsOut, raw.Unacked
+	s.Probes, s.Backoff = raw.Probes, raw.Backoff
+}
+
+// ms is jiffies_to_msecs of the kernel, which cuts off what does not fit.
+func (d *recordReader) ms(ticks uint32) uint32 {
+	return uint32(int64(ticks) * int64(time.Second/time.Millisecond) / d.hz)
+}
+
+// readDescriptors visits the whole records at the beginning of b and gives the
+// rest.
+func readDescriptors(b []byte, visit func(Descriptor)) (rest []byte) {
+	var raw socketsDescriptor
+	for ; len(b) >= descriptorLen; b = b[descriptorLen:] {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), descriptorLen), b)
+		visit(Descriptor{Handle{raw.Handle.Inode, raw.Handle.Place}, conn.Owner{PID: int32(raw.Pid), FD: int32(raw.Fd)}})
+	}
+	return b
 }

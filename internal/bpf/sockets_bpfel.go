@@ -13,16 +13,41 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type socketsRecord struct {
-	_        structs.HostLayout
-	Cookie   uint64
-	Netns    uint32
-	Inode    uint32
-	Pid      uint32
-	Fd       uint32
-	Uid      uint32
-	Heard    uint32
-	Settings struct {
+type socketsConnection struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Cgroup uint64
+	Handle struct {
+		_     structs.HostLayout
+		Inode uint32
+		Place uint32
+	}
+	Local       [4]uint32
+	Peer        [4]uint32
+	LocalPort   uint16
+	PeerPort    uint16
+	Family      uint8
+	State       uint8
+	Timer       uint8
+	Retransmits uint8
+	Uid         uint32
+	Interface   uint32
+	Mark        uint32
+	Now         uint32
+	Expires     uint32
+	RecvQueue   uint32
+	SendQueue   uint32
+	Rto         uint32
+	Rtt         uint32
+	Rttvar      uint32
+	DataSent    uint32
+	DataRecv    uint32
+	AckRecv     uint32
+	SegsIn      uint32
+	SegsOut     uint32
+	Unacked     uint32
+	SendWindow  uint32
+	Settings    struct {
 		_             structs.HostLayout
 		Idle          uint32
 		Interval      uint32
@@ -34,23 +59,31 @@ type socketsRecord struct {
 		Keepalive     uint8
 		Unused        uint8
 	}
-	Local     [4]uint32
-	Peer      [4]uint32
-	LocalPort uint16
-	PeerPort  uint16
-	Family    uint8
-	State     uint8
-	Mptcp     uint8
-	Unused    [1]uint8
-	Comm      [16]int8
+	Probes  uint8
+	Backoff uint8
+	Mptcp   uint8
+	Full    uint8
+}
+
+type socketsDescriptor struct {
+	_      structs.HostLayout
+	Handle struct {
+		_     structs.HostLayout
+		Inode uint32
+		Place uint32
+	}
+	Pid uint32
+	Fd  uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	socketsProgSockets = "sockets"
-	socketsVarForGo    = "for_go"
+	socketsProgConnections    = "connections"
+	socketsProgDescriptors    = "descriptors"
+	socketsVarConnectionForGo = "connection_for_go"
+	socketsVarDescriptorForGo = "descriptor_for_go"
 )
 
 // loadSockets returns the embedded CollectionSpec for sockets.
@@ -95,7 +128,8 @@ type socketsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsProgramSpecs struct {
-	Sockets *ebpf.ProgramSpec `ebpf:"sockets"`
+	Connections *ebpf.ProgramSpec `ebpf:"connections"`
+	Descriptors *ebpf.ProgramSpec `ebpf:"descriptors"`
 }
 
 // socketsMapSpecs contains maps before they are loaded into the kernel.
@@ -108,7 +142,8 @@ type socketsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsVariableSpecs struct {
-	ForGo *ebpf.VariableSpec `ebpf:"for_go"`
+	ConnectionForGo *ebpf.VariableSpec `ebpf:"connection_for_go"`
+	DescriptorForGo *ebpf.VariableSpec `ebpf:"descriptor_for_go"`
 }
 
 // socketsObjects contains all objects after they have been loaded into the kernel.
@@ -141,19 +176,22 @@ func (m *socketsMaps) Close() error {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsVariables struct {
-	ForGo *ebpf.Variable `ebpf:"for_go"`
+	ConnectionForGo *ebpf.Variable `ebpf:"connection_for_go"`
+	DescriptorForGo *ebpf.Variable `ebpf:"descriptor_for_go"`
 }
 
 // socketsPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsPrograms struct {
-	Sockets *ebpf.Program `ebpf:"sockets"`
+	Connections *ebpf.Program `ebpf:"connections"`
+	Descriptors *ebpf.Program `ebpf:"descriptors"`
 }
 
 func (p *socketsPrograms) Close() error {
 	return _SocketsClose(
-		p.Sockets,
+		p.Connections,
+		p.Descriptors,
 	)
 }
 

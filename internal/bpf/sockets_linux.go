@@ -10,59 +10,71 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/netns"
 )
 
-// readLen holds all that one read of an iterator gives (bpf_seq_read).
-const readLen = 32 << 10
-
-// Sockets is the loaded program that lists sockets. It is safe for concurrent
-// use until Close.
+// Sockets are the loaded programs that list connections and descriptors. They
+// are safe for concurrent use until Close.
 type Sockets struct {
 	hz      int64
-	pin     string     // "" when the program is not pinned
-	iter    *link.Iter // nil when it is pinned
-	pinning error      // why it is not
+	lists   [listEnd]list
+	pinning error // why they are not pinned
 }
 
-// OpenSockets takes the program from where an earlier run pinned it, or loads
-// it (some 25 ms) and pins it. Where it cannot be pinned it is loaded for this
-// run alone. Pins of another build are never used, and removed.
+// list is one of the programs.
+type list struct {
+	pin  string     // "" when it is not pinned
+	iter *link.Iter // nil when it is pinned
+}
+
+// The programs, by their place in Sockets.lists.
+const (
+	connections = iota
+	descriptors
+	listEnd
+)
+
+var listNames = [listEnd]string{socketsProgConnections, socketsProgDescriptors}
+
+// OpenSockets takes the programs from where an earlier run pinned them, or
+// loads them (some 30 ms) and pins them. Where they cannot be pinned they are
+// loaded for this run alone. Pins of another build are never used, and removed.
 func OpenSockets(o SocketsOptions) (*Sockets, error) {
 	s := &Sockets{}
 	var err error
 	if s.hz, err = ticks(); err != nil {
-		return nil, fmt.Errorf("open sockets program: read the kernel's tick rate: %w", err)
+		return nil, fmt.Errorf("open sockets programs: read the kernel's tick rate: %w", err)
 	}
-	if s.pin, s.pinning = pinPath(o); s.pinning == nil && isPin(s.pin) {
+	dir, pinning := pinDir(o)
+	if pinning == nil && s.find(dir) {
 		return s, nil
 	}
-	if s.iter, err = attachIter(); err != nil {
-		return nil, fmt.Errorf("load sockets program: %w", err)
+	if err = s.attach(); err != nil {
+		return nil, fmt.Errorf("load sockets programs: %w", err)
 	}
-	if s.pinning == nil {
-		s.pinning = s.keep()
+	if pinning == nil {
+		pinning = s.keep(dir)
 	}
-	if s.pinning != nil {
-		s.pin = ""
+	if s.pinning = pinning; pinning != nil {
 		return s, nil
 	}
-	it := s.iter
-	s.iter = nil
-	return s, it.Close()
+	err = s.Close()
+	s.find(dir)
+	return s, err
 }
 
-// pinPath is where this build pins its program. The folder may not exist yet.
-func pinPath(o SocketsOptions) (string, error) {
+// pinDir is where this build may pin. The folder may not exist yet.
+func pinDir(o SocketsOptions) (dir string, err error) {
 	if o.NoPin {
 		return "", errors.New("not wanted")
 	}
-	dir := o.Dir
-	if dir == "" {
-		var err error
+	if dir = o.Dir; dir == "" {
 		if dir, err = PinDir(); err != nil {
 			return "", err
 		}
@@ -70,27 +82,19 @@ func pinPath(o SocketsOptions) (string, error) {
 	if err := trusted(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	return filepath.Join(dir, socketsPrefix+build(_SocketsBytes)), nil
+	return dir, nil
 }
 
-func attachIter() (*link.Iter, error) {
-	spec, err := loadSockets()
-	if err != nil {
-		return nil, err
-	}
-	var programs socketsPrograms
-	if err := load(spec, &programs); err != nil {
-		return nil, err
-	}
-	it, err := link.AttachIter(link.IterOptions{Program: programs.Sockets})
-	if err = errors.Join(explain(err), programs.Close()); err != nil {
-		return nil, err
-	}
-	return it, nil
-}
-
-// socketsPrefix begins the name of a pin; the build follows.
+// socketsPrefix begins the name of a pin; the build and the program follow.
 const socketsPrefix = "sockets-"
+
+// pins are where this build pins its programs.
+func pins(dir string) (paths [listEnd]string) {
+	for i, name := range listNames {
+		paths[i] = filepath.Join(dir, socketsPrefix+build(_SocketsBytes)+"-"+name)
+	}
+	return paths
+}
 
 // build names an object: what another build pinned may write other records.
 func build(object []byte) string {
@@ -98,21 +102,56 @@ func build(object []byte) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// keep pins the iterator, and removes what other builds pinned.
-func (s *Sockets) keep() error {
-	dir := filepath.Dir(s.pin)
+// find takes the programs from where they are pinned, if all of them are.
+func (s *Sockets) find(dir string) bool {
+	paths := pins(dir)
+	for _, path := range paths {
+		if !isPin(path) {
+			return false
+		}
+	}
+	for i, path := range paths {
+		s.lists[i] = list{pin: path}
+	}
+	return true
+}
+
+func (s *Sockets) attach() error {
+	spec, err := loadSockets()
+	if err != nil {
+		return err
+	}
+	var loaded socketsPrograms
+	if err := load(spec, &loaded); err != nil {
+		return err
+	}
+	for i, p := range [listEnd]*ebpf.Program{loaded.Connections, loaded.Descriptors} {
+		it, attachErr := link.AttachIter(link.IterOptions{Program: p})
+		s.lists[i].iter, err = it, errors.Join(err, explain(attachErr))
+	}
+	if err = errors.Join(err, loaded.Close()); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	return nil
+}
+
+// keep pins the programs, and removes what other builds pinned.
+func (s *Sockets) keep(dir string) error {
 	if err := makeDir(dir); err != nil {
 		return err
 	}
-	if err := s.iter.Pin(s.pin); err != nil && !isPin(s.pin) { // another process may have been first
-		return err
+	paths := pins(dir)
+	for i, path := range paths {
+		if err := s.lists[i].iter.Pin(path); err != nil && !isPin(path) { // another process may have been first
+			return err
+		}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); strings.HasPrefix(e.Name(), socketsPrefix) && path != s.pin {
+		if path := filepath.Join(dir, e.Name()); strings.HasPrefix(e.Name(), socketsPrefix) && !slices.Contains(paths[:], path) {
 			_ = os.Remove(path) // costs memory only
 		}
 	}
@@ -120,69 +159,62 @@ func (s *Sockets) keep() error {
 }
 
 // Pinned reports whether the next OpenSockets costs nothing; if not, why.
-func (s *Sockets) Pinned() (bool, error) { return s.pin != "", s.pinning }
+func (s *Sockets) Pinned() (bool, error) { return s.pinning == nil, s.pinning }
 
-// Close lets go of the program. A pinned one stays in the kernel.
+// Close lets go of the programs. Pinned ones stay in the kernel.
 func (s *Sockets) Close() error {
-	if s.iter == nil {
-		return nil
+	var errs []error
+	for i, l := range s.lists {
+		if l.iter != nil {
+			errs = append(errs, l.iter.Close())
+			s.lists[i].iter = nil
+		}
 	}
-	return s.iter.Close()
+	return errors.Join(errs...)
 }
 
-// Each visits every descriptor that is a TCP socket, of the processes in the
-// caller's pid namespace and of all network namespaces, with a Record that is
-// used again for the next one. A thread that does not share its process's
-// descriptors (unshare(2)) is not visited. An error of visit ends it and is
-// returned. Descriptors that come and go meanwhile may be missed.
-func (s *Sockets) Each(ctx context.Context, visit func(*Record) error) error {
-	in, err := s.open()
-	if err != nil {
-		return fmt.Errorf("list sockets: %w", err)
+// Connections visits every TCP socket of a network namespace that has a peer
+// (conn.Connections), IPv4 and IPv6 alike, with a Record that is used again for
+// the next one. An error of visit ends it and is returned. Sockets that come
+// and go meanwhile may be missed, or visited twice, one shortly after the
+// other.
+func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, visit func(*Record) error) error {
+	var in io.ReadCloser
+	err := ns.Do(func() (err error) { // it lists where it was opened
+		in, err = s.lists[connections].open()
+		return err
+	})
+	if err == nil {
+		d := recordReader{hz: s.hz}
+		d.r.Sock.NetNS = ns.Inode()
+		err = readAhead(ctx, in, func(b []byte) ([]byte, error) { return d.read(b, visit) })
+		err = errors.Join(err, in.Close())
 	}
-	defer func() { _ = in.Close() }()
-	d := recordReader{hz: s.hz}
-	if err := readIter(ctx, in, func(b []byte) ([]byte, error) { return d.read(b, visit) }); err != nil {
-		return fmt.Errorf("list sockets: %w", err)
+	if err != nil {
+		return fmt.Errorf("list connections: %w", err)
 	}
 	return nil
 }
 
-func (s *Sockets) open() (io.ReadCloser, error) {
-	if s.iter != nil {
-		return s.iter.Open()
+// Descriptors visits every descriptor that is a socket of any kind, of the
+// processes in the caller's pid namespace and of all network namespaces. A
+// thread that does not share its process's descriptors (unshare(2)) is not
+// visited. Descriptors that come and go meanwhile may be missed.
+func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error {
+	in, err := s.lists[descriptors].open()
+	if err == nil {
+		err = readIter(ctx, in, func(b []byte) ([]byte, error) { return readDescriptors(b, visit), nil })
+		err = errors.Join(err, in.Close())
 	}
-	return os.Open(s.pin)
+	if err != nil {
+		return fmt.Errorf("list descriptors: %w", err)
+	}
+	return nil
 }
 
-// readIter reads an iterator to its end. take gives back what it did not use.
-func readIter(ctx context.Context, in io.Reader, take func([]byte) ([]byte, error)) error {
-	buf := make([]byte, 2*readLen)
-	held := 0
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := in.Read(buf[held:])
-		if n > 0 {
-			rest, err := take(buf[:held+n])
-			if err != nil {
-				return err
-			}
-			held = copy(buf, rest)
-			if held == len(buf) {
-				return errors.New("a record is longer than any can be")
-			}
-		}
-		switch {
-		case err == nil, errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN): // a million objects without a record: read on
-		case errors.Is(err, io.EOF) && held == 0:
-			return nil
-		case errors.Is(err, io.EOF):
-			return fmt.Errorf("the last record was cut at %d bytes", held)
-		default:
-			return err
-		}
+func (l list) open() (io.ReadCloser, error) {
+	if l.iter != nil {
+		return l.iter.Open()
 	}
+	return os.Open(l.pin)
 }

@@ -15,32 +15,41 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/netns"
 	"deadpeer/keepalive"
 )
 
-// records lists what this process holds, and its children of pids.
-func records(t *testing.T, s *Sockets, pids ...int) map[conn.Owner]Record {
+// records lists the connections of namespaces by their descriptors in this
+// process.
+func records(t *testing.T, s *Sockets, spaces ...*netns.NS) map[int32]Record {
 	t.Helper()
-	m := map[conn.Owner]Record{}
-	ok(t, s.Each(t.Context(), func(r *Record) error {
-		if int(r.Owner.PID) == os.Getpid() || slices.Contains(pids, int(r.Owner.PID)) {
-			if _, twice := m[r.Owner]; twice {
-				t.Errorf("%+v: twice", r.Owner)
+	at := map[Handle][]int32{}
+	ok(t, s.Descriptors(t.Context(), func(d Descriptor) {
+		if int(d.Owner.PID) == os.Getpid() {
+			if slices.Contains(at[d.Handle], d.Owner.FD) {
+				t.Errorf("%+v: twice", d)
 			}
-			m[r.Owner] = *r
+			at[d.Handle] = append(at[d.Handle], d.Owner.FD)
 		}
-		return nil
 	}))
+	m := map[int32]Record{}
+	for _, ns := range spaces {
+		ok(t, s.Connections(t.Context(), ns, func(r *Record) error {
+			for _, fd := range at[r.Handle] {
+				m[fd] = *r
+			}
+			return nil
+		}))
+	}
 	return m
 }
 
-// Every descriptor is told with what the kernel tells by other ways, through
-// many fillings of the kernel's buffer.
+// Every connection and its descriptor are told with what the kernel tells by
+// other ways, through many fillings of the kernel's buffer.
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -71,24 +80,23 @@ func TestSockets(t *testing.T) {
 			setOpt(t, c, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, random.Int()&0xfffffff)
 		}
 	}
-	got := records(t, s)
+	got := records(t, s, w.server.NS(), w.peer.NS())
 	for i, c := range ends {
 		control(t, c, func(fd int) {
-			r, found := got[conn.Owner{PID: int32(os.Getpid()), FD: int32(fd)}]
+			r, found := got[int32(fd)]
 			if !found {
 				t.Errorf("descriptor %d is missing", fd)
 				return
 			}
 			want := must(keepalive.GetFD(uintptr(fd)))(t)
-			heard := must(keepalive.HeardFD(uintptr(fd)))(t)
 			var st unix.Stat_t
 			ok(t, unix.Fstat(fd, &st))
 			ns := w.server.NS().Inode()
 			if i%2 == 0 {
 				ns = w.peer.NS().Inode()
 			}
-			if r.ID != (conn.ID{NetNS: ns, Cookie: must(unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE))(t)}) ||
-				uint64(r.Inode) != st.Ino || r.UID != uint32(os.Getuid()) || r.State != conn.Established || r.MPTCP {
+			if r.Sock.ID() != (conn.ID{NetNS: ns, Cookie: must(unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE))(t)}) ||
+				uint64(r.Sock.Inode) != st.Ino || r.Handle.Inode != r.Sock.Inode {
 				t.Errorf("descriptor %d: %+v", fd, r)
 			}
 			if r.Settings.Settings != want {
@@ -97,25 +105,18 @@ func TestSockets(t *testing.T) {
 			if own := r.Settings.Own; (own.Idle != 0) != (i%2 == 0) || (own.Interval != 0) != (i%5 == 0) || (own.Probes != 0) != (i%5 == 0) {
 				t.Errorf("descriptor %d: own %+v", fd, own)
 			}
-			if local, peer := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort(); r.Local() != local || r.Peer() != peer {
-				t.Errorf("descriptor %d: %s %s, want %s %s", fd, r.Local(), r.Peer(), local, peer)
-			}
-			if r.Heard < 0 || r.Heard > heard+20*time.Millisecond {
-				t.Errorf("descriptor %d: heard %s ago, want at most %s", fd, r.Heard, heard)
-			}
-			comm := must(os.ReadFile("/proc/self/comm"))(t)
-			if r.Comm != string(comm[:len(comm)-1]) {
-				t.Errorf("descriptor %d: comm %q, want %q", fd, r.Comm, comm)
-			}
 		})
 	}
 	stop := errors.New("stop")
-	if err := s.Each(t.Context(), func(*Record) error { return stop }); !errors.Is(err, stop) {
+	if err := s.Connections(t.Context(), w.server.NS(), func(*Record) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error of visit: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.Each(ctx, func(*Record) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := s.Connections(ctx, w.server.NS(), func(*Record) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("error of ctx: %v", err)
+	}
+	if err := s.Descriptors(ctx, func(Descriptor) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error of ctx: %v", err)
 	}
 }
@@ -128,7 +129,6 @@ func TestSocketsHolders(t *testing.T) {
 	s := must(OpenSockets(SocketsOptions{NoPin: true}))(t)
 	t.Cleanup(func() { ok(t, s.Close()) })
 	c := w.connect("tcp4", 1)[0].client
-	cookie := cookieOf(t, c)
 	file := must(c.File())(t) // a duplicate
 	t.Cleanup(func() { _ = file.Close() })
 	child := exec.CommandContext(t.Context(), "sleep", "60")
@@ -169,12 +169,15 @@ func TestSocketsHolders(t *testing.T) {
 	high := <-unshared
 	defer close(done)
 
+	handle := records(t, s, w.peer.NS())[int32(fdOf(t, c))].Handle
+	if handle.Inode == 0 || handle.Place == 0 {
+		t.Fatalf("handle %+v", handle)
+	}
 	owners := map[conn.Owner]int{}
-	ok(t, s.Each(t.Context(), func(r *Record) error {
-		if r.ID.Cookie == cookie {
-			owners[r.Owner]++
+	ok(t, s.Descriptors(t.Context(), func(d Descriptor) {
+		if d.Handle == handle {
+			owners[d.Owner]++
 		}
-		return nil
 	}))
 	own := func(fd int) conn.Owner { return conn.Owner{PID: int32(os.Getpid()), FD: int32(fd)} }
 	control(t, c, func(fd int) {
@@ -183,47 +186,6 @@ func TestSocketsHolders(t *testing.T) {
 			t.Errorf("owners %v, want %v; the thread has %d", owners, want, high)
 		}
 	})
-}
-
-func TestSocketsStates(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	s := must(OpenSockets(SocketsOptions{NoPin: true}))(t)
-	t.Cleanup(func() { ok(t, s.Close()) })
-	p := w.connect("tcp4", 1)[0]
-	l := must(w.server.Listen(t.Context(), "tcp6", "[::]:0"))(t)
-	t.Cleanup(func() { _ = l.Close() })
-	udp := must(net.ListenPacket("udp4", "127.0.0.1:0"))(t)
-	t.Cleanup(func() { _ = udp.Close() })
-	fresh := must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
-	t.Cleanup(func() { _ = unix.Close(fresh) })
-	ok(t, p.client.CloseWrite())
-	var states [2]conn.State
-	closing := [2]conn.State{conn.FinWait2, conn.CloseWait}
-	for range 2000 {
-		got := records(t, s)
-		of := func(c interface{ Fd() uintptr }) Record {
-			return got[conn.Owner{PID: int32(os.Getpid()), FD: int32(c.Fd())}]
-		}
-		states = [2]conn.State{of(fdOf(t, p.client)).State, of(fdOf(t, p.server)).State}
-		if states != closing {
-			time.Sleep(5 * time.Millisecond)
-			continue
-		}
-		if r := of(fdOf(t, l)); r.State != conn.Listen || r.Family != conn.IPv6 {
-			t.Errorf("listener: %+v", r)
-		}
-		if r := of(number(fresh)); r.State != conn.Close || r.ID.Cookie == 0 {
-			t.Errorf("fresh socket: %+v", r)
-		}
-		if r, found := got[conn.Owner{PID: int32(os.Getpid()), FD: int32(fdOf(t, udp.(*net.UDPConn)))}]; found {
-			t.Errorf("UDP socket: %+v", r)
-		}
-		break
-	}
-	if states != closing {
-		t.Errorf("states %s, want %s", states, closing)
-	}
 }
 
 type number int
@@ -241,9 +203,12 @@ func fdOf(t *testing.T, c syscall.Conn) (n number) {
 func TestSocketsPIDNamespace(t *testing.T) {
 	if os.Getenv("DEADPEER_BPF_TEST") == "pids" {
 		s := must(OpenSockets(SocketsOptions{NoPin: true}))(t)
-		ok(t, s.Each(t.Context(), func(r *Record) error {
-			fmt.Println("record", r.Owner.PID, r.Owner.FD)
-			return nil
+		var st unix.Stat_t
+		ok(t, unix.Fstat(3, &st))
+		ok(t, s.Descriptors(t.Context(), func(d Descriptor) {
+			if uint64(d.Handle.Inode) == st.Ino {
+				fmt.Println("record", d.Owner.PID, d.Owner.FD)
+			}
 		}))
 		os.Exit(0)
 	}
@@ -260,50 +225,29 @@ func TestSocketsPIDNamespace(t *testing.T) {
 	}
 }
 
-// A socket of MPTCP is told with the inode that its subflows bear.
-func TestSocketsMPTCP(t *testing.T) {
-	t.Parallel()
-	needBPF(t)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
-	if err != nil {
-		t.Skip("no MPTCP in this kernel") // CI's kernel need not have it
-	}
-	defer func() { _ = unix.Close(fd) }()
-	s := must(OpenSockets(SocketsOptions{NoPin: true}))(t)
-	defer func() { ok(t, s.Close()) }()
-	var st unix.Stat_t
-	ok(t, unix.Fstat(fd, &st))
-	r := records(t, s)[conn.Owner{PID: int32(os.Getpid()), FD: int32(fd)}]
-	if !r.MPTCP || uint64(r.Inode) != st.Ino || r.ID.Cookie != 0 {
-		t.Errorf("%+v", r)
-	}
-}
-
 // A pin is used again, one of another build is not, and neither is a folder
 // where others may have pinned.
 func TestSocketsPinned(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	dir := filepath.Join(mountBPFFS(t), "deadpeer")
-	c := must(w.server.Listen(t.Context(), "tcp4", "127.0.0.1:0"))(t)
-	defer func() { _ = c.Close() }()
+	c := w.connect("tcp4", 1)[0].client
 	first := must(OpenSockets(SocketsOptions{Dir: dir}))(t)
 	if pinned, why := first.Pinned(); !pinned || why != nil {
 		t.Fatalf("pinned %v, %v", pinned, why)
 	}
-	pin := first.pin
-	stale := filepath.Join(dir, "sockets-0123456789abcdef")
-	ok(t, os.Rename(pin, stale))
+	pins := []string{first.lists[connections].pin, first.lists[descriptors].pin}
+	ok(t, os.Rename(pins[0], filepath.Join(dir, "sockets-0123456789abcdef")))
 	second := must(OpenSockets(SocketsOptions{Dir: dir}))(t)
-	if left := must(filepath.Glob(dir + "/*"))(t); !slices.Equal(left, []string{pin}) {
-		t.Errorf("left %q, want %q", left, pin)
+	if left := must(filepath.Glob(dir + "/*"))(t); !slices.Equal(left, pins) {
+		t.Errorf("left %q, want %q", left, pins)
 	}
 	third := must(OpenSockets(SocketsOptions{Dir: dir}))(t)
-	if third.iter != nil {
+	if third.lists[connections].iter != nil {
 		t.Error("loaded although it was pinned")
 	}
 	for _, s := range []*Sockets{second, third} {
-		if got := records(t, s)[conn.Owner{PID: int32(os.Getpid()), FD: int32(fdOf(t, c))}]; got.State != conn.Listen {
+		if got, found := records(t, s, w.peer.NS())[int32(fdOf(t, c))]; !found || got.Sock.Cookie != cookieOf(t, c) {
 			t.Errorf("%+v", got)
 		}
 		ok(t, s.Close())

@@ -37,7 +37,7 @@ func ownerCell(t *table, b []byte, c *engine.Connection) []byte {
 		return append(b, '-')
 	}
 	o := c.Owners[0]
-	b = append(b, t.name(o.PID)...)
+	b = append(b, t.name(c, o.PID)...)
 	b = append(b, '[')
 	b = strconv.AppendInt(b, int64(o.PID), 10)
 	b = append(b, ']')
@@ -48,10 +48,10 @@ func ownerCell(t *table, b []byte, c *engine.Connection) []byte {
 	return b
 }
 
-func (t *table) name(pid int32) string {
+func (t *table) name(c *engine.Connection, pid int32) string {
 	name, ok := t.names[pid]
 	if !ok {
-		if p := t.snap.Process(pid); p != nil {
+		if p := c.Process(pid); p != nil {
 			name = conn.Printable(p.Comm)
 		}
 		t.names[pid] = name
@@ -184,9 +184,9 @@ func memoryCell(_ *table, b []byte, c *engine.Connection) []byte {
 	return strconv.AppendUint(b, uint64(c.Memory.ReceiveAllocated)+uint64(c.Memory.SendQueued)+uint64(c.Memory.Forward), 10)
 }
 
-func unitCell(t *table, b []byte, c *engine.Connection) []byte {
+func unitCell(_ *table, b []byte, c *engine.Connection) []byte {
 	if len(c.Owners) > 0 {
-		if p := t.snap.Process(c.Owners[0].PID); p != nil && p.Unit != "" {
+		if p := c.Process(c.Owners[0].PID); p != nil && p.Unit != "" {
 			return append(b, conn.Printable(p.Unit)...)
 		}
 	}

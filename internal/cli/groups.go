@@ -33,7 +33,7 @@ func (g *groups) key(c *engine.Connection) string {
 		return c.Sock.Peer().Addr().Unmap().String()
 	}
 	for _, o := range c.Owners {
-		p := g.snap.Process(o.PID)
+		p := c.Process(o.PID)
 		switch {
 		case p == nil:
 		case g.by == "unit" && p.Unit != "":
@@ -135,5 +135,5 @@ func (g *groups) endObject(keys []string, total *engine.Summary) error {
 		jsonHead
 		Groups  []json.RawMessage `json:"groups"`
 		Summary jsonSummary       `json:"summary"`
-	}{newJSONHead(g.snap), lines, newJSONSummary(total)})
+	}{newJSONHead(g.takenAt), lines, newJSONSummary(total)})
 }

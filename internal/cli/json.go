@@ -110,7 +110,7 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		Verdict: c.Judgement.Verdict.String(), Reason: c.Reason(), Policy: policyOf(c),
 	}
 	for _, o := range c.Owners {
-		j.Owners = append(j.Owners, e.owner(o))
+		j.Owners = append(j.Owners, e.owner(c, o))
 	}
 	if s.Timer != conn.TimerNone {
 		j.Timer.ExpiresMS = &s.TimerMS
@@ -183,11 +183,11 @@ func policyOf(c *engine.Connection) jsonPolicy {
 	return p
 }
 
-func (e *encoder) owner(o conn.Owner) jsonOwner {
+func (e *encoder) owner(c *engine.Connection, o conn.Owner) jsonOwner {
 	j, ok := e.procs[o.PID]
 	if !ok {
 		j.PID = o.PID
-		if p := e.snap.Process(o.PID); p != nil {
+		if p := c.Process(o.PID); p != nil {
 			j.Comm = conn.Printable(p.Comm)
 			if p.Unit != "" {
 				j.Unit = new(conn.Printable(p.Unit))
@@ -247,12 +247,13 @@ func newJSONSummary(sum *engine.Summary) jsonSummary {
 type jsonObject struct {
 	encoder
 	w        *bufio.Writer
+	takenAt  time.Time
 	n        int
 	attached *jsonAttached
 }
 
 func newJSON(w *bufio.Writer, snap *engine.Snapshot) *jsonObject {
-	return &jsonObject{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, w: w}
+	return &jsonObject{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, w: w, takenAt: snap.TakenAt}
 }
 
 // jsonHead begins every object.
@@ -262,19 +263,19 @@ type jsonHead struct {
 	TakenAt string `json:"taken_at"`
 }
 
-func newJSONHead(snap *engine.Snapshot) jsonHead {
+func newJSONHead(takenAt time.Time) jsonHead {
 	host, err := os.Hostname()
 	if err != nil {
 		host = ""
 	}
-	return jsonHead{1, host, snap.TakenAt.Format(time.RFC3339Nano)}
+	return jsonHead{1, host, takenAt.Format(time.RFC3339Nano)}
 }
 
 func (j *jsonObject) head() error {
 	head, err := json.Marshal(struct {
 		jsonHead
 		*jsonAttached
-	}{newJSONHead(j.snap), j.attached})
+	}{newJSONHead(j.takenAt), j.attached})
 	if err != nil {
 		return err
 	}
@@ -285,6 +286,7 @@ func (j *jsonObject) head() error {
 
 func (j *jsonObject) add(c *engine.Connection) error {
 	if j.n == 0 {
+		j.takenAt = c.TakenAt()
 		if err := j.head(); err != nil {
 			return err
 		}

@@ -35,16 +35,8 @@ up, however long the peer is gone.`,
 			if by := a.common.by; req.NoOwners && (by == "program" || by == "unit") {
 				return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", by))
 			}
-			e := a.engine()
-			if req.NoOwners && !req.Filter.NeedsOwners() && len(req.Databases) == 0 {
-				return a.stream(cmd.Context(), e, req)
-			}
 			saveMemory(os.Getenv)
-			snap, err := e.Scan(cmd.Context(), req)
-			if err != nil {
-				return err
-			}
-			return a.finish(snap, false)
+			return a.stream(cmd.Context(), a.engine(), req)
 		},
 	}
 	a.addCommon(cmd, false)

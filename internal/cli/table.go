@@ -84,7 +84,7 @@ func (t *table) columns() []column {
 }
 
 func newTable(w *bufio.Writer, snap *engine.Snapshot, t table) *table {
-	t.w, t.snap, t.names = w, snap, map[int32]string{}
+	t.w, t.names = w, map[int32]string{}
 	t.cols = t.columns()
 	for i, c := range t.cols {
 		t.widths[i] = len(c.head)

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -10,129 +9,61 @@ import (
 
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/sockdiag"
 	"deadpeer/keepalive"
 )
 
-// ownerSearch looks for the owners of connections while the kernel lists
-// them: by a BPF program, which tells their settings too, else in procfs.
-type ownerSearch struct {
-	r      *run
-	cancel func()
-	begun  chan struct{} // closed when the pass is over or the walk begun, then what follows is set
-	pass   *bpfPass      // nil when BPF was not used
-	why    error         // why not; nil when not wanted
-	walk   *ownerWalk
-}
-
-// search begins to look for owners. Stop it.
-func (r *run) search(ctx context.Context) *ownerSearch {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &ownerSearch{r: r, cancel: cancel, begun: make(chan struct{})}
-	go func() {
-		defer close(s.begun)
-		if s.pass, s.why = r.lookInside(ctx); s.pass == nil {
-			s.walk = r.walk(ctx)
-		}
-	}()
-	return s
-}
-
-func (s *ownerSearch) stop() {
-	s.cancel()
-	<-s.begun
-	if s.walk != nil {
-		s.walk.stop()
-	}
-}
-
-// finish gives the rows of the table, complete now, their owners.
-func (s *ownerSearch) finish(start time.Time) error {
-	r := s.r
-	<-s.begun
-	if s.pass != nil {
-		r.joinPass(s.pass)
-		r.how(start, "found the owners and settings by BPF, %s,", s.pass.from)
-		return nil
-	}
-	if err := r.findOwners(s.walk); err != nil {
-		return err
-	}
-	if s.why != nil {
-		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", s.why))
-	}
-	r.how(start, "found the owners in %s", r.e.options.ProcRoot)
-	return nil
-}
-
-// lookInside makes a pass, or none when BPF is not wanted or cannot be used.
-func (r *run) lookInside(ctx context.Context) (*bpfPass, error) {
-	sockets, err := r.openSockets()
-	if err != nil || sockets == nil {
-		return nil, err
-	}
-	p := &bpfPass{from: "pinned"}
-	if pinned, why := sockets.Pinned(); !pinned {
-		p.from = fmt.Sprintf("loaded for this run alone (%v)", why)
-	}
-	if err := errors.Join(p.run(ctx, sockets), sockets.Close()); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-// openSockets gives the program, or nil when it is not wanted.
-func (r *run) openSockets() (*bpf.Sockets, error) {
+// openSockets opens the BPF programs that list sockets, unless they are not
+// wanted.
+func (r *run) openSockets() {
 	o := r.e.options
 	if o.NoBPF || o.ProcRoot != DefaultRoot {
-		return nil, nil
+		return
 	}
-	// The program tells pids as this process's pid namespace numbers them.
-	if self, err := os.Readlink(o.ProcRoot + "/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
-		return nil, fmt.Errorf("%s is of another pid namespace", o.ProcRoot)
+	var err error
+	// The programs tell pids as this process's pid namespace numbers them.
+	if self, readErr := os.Readlink(o.ProcRoot + "/self"); readErr != nil || self != strconv.Itoa(os.Getpid()) {
+		err = fmt.Errorf("%s is of another pid namespace", o.ProcRoot)
+	} else {
+		r.sockets, err = bpf.OpenSockets(bpf.SocketsOptions{})
 	}
-	return bpf.OpenSockets(bpf.SocketsOptions{})
+	if err != nil {
+		r.sockets = nil
+		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", err))
+	}
 }
 
-const claimChunk = 1024
-
-// bpfPass is one pass of the BPF program through all descriptors.
-type bpfPass struct {
-	claims   [][]bpfClaim // claimChunk at a time, so that none is copied
-	settings []setting    // that claims point to
-	from     string       // where the program came from
+// byBPF names the way, for the curious.
+func (r *run) byBPF() string {
+	if pinned, why := r.sockets.Pinned(); !pinned {
+		return fmt.Sprintf("by BPF, loaded for this run alone (%v),", why)
+	}
+	return "by BPF, pinned,"
 }
 
-// bpfClaim is an owner found for a socket, and the socket's settings.
-type bpfClaim struct {
-	cookie   uint64 // 0 for an MPTCP socket
-	netns    uint32
-	inode    uint32
-	owner    conn.Owner
-	settings uint32 // where they are in bpfPass.settings
-}
-
-func (p *bpfPass) run(ctx context.Context, sockets *bpf.Sockets) error {
-	known := map[setting]uint32{}
+// listByBPF is list with settings, and the place by which owners are found.
+// States without a peer are left to sock_diag.
+func (r *run) listByBPF(ctx context.Context, s *space, visit func(*row, *sockdiag.Memory) error) error {
+	states, open := r.req.Filter.States(), r.filterOpen()
+	var subject conn.Subject
+	var one row
 	var last bpf.Settings // neighbours are alike
-	var at uint32
-	return sockets.Each(ctx, func(r *bpf.Record) error {
-		if r.Settings != last || len(p.settings) == 0 {
-			s := settingOf(r.Settings)
-			var ok bool
-			if at, ok = known[s]; !ok {
-				at = uint32(len(p.settings))
-				p.settings = append(p.settings, s)
-				known[s] = at
-			}
-			last = r.Settings
+	var at, tick uint32
+	return r.sockets.Connections(ctx, s.ns, func(c *bpf.Record) error {
+		if subject.Sock = &c.Sock; !states.Has(c.Sock.State) || r.rejects(&subject, open) {
+			return nil
 		}
-		n := len(p.claims)
-		if n == 0 || len(p.claims[n-1]) == claimChunk {
-			p.claims = append(p.claims, make([]bpfClaim, 0, claimChunk))
-			n++
+		if c.Settings != last || at == 0 {
+			at, last = r.book(settingOf(c.Settings)), c.Settings
 		}
-		p.claims[n-1] = append(p.claims[n-1], bpfClaim{cookie: r.ID.Cookie, netns: r.ID.NetNS, inode: r.Inode, owner: r.Owner, settings: at})
-		return nil
+		if c.Tick != tick || one.read == (reading{}) {
+			tick, one.read = c.Tick, r.snap.kernel.tickOf(c.Tick, time.Now())
+		}
+		one.sock, one.place, one.settings = c.Sock, c.Handle.Place, 0
+		if c.Sock.HasInfo {
+			one.settings = at
+		}
+		return visit(&one, nil)
 	})
 }
 
@@ -142,46 +73,4 @@ func settingOf(s bpf.Settings) setting {
 		known.origin = OriginHost
 	}
 	return known
-}
-
-// joinPass gives the rows what the pass found. An MPTCP socket is no row: its
-// subflows bear its inode, and have no descriptor.
-func (r *run) joinPass(p *bpfPass) {
-	t := &r.snap.table
-	j := &join{table: t}
-	booked := make([]uint32, len(p.settings))
-	for i, s := range p.settings {
-		booked[i] = r.book(s)
-	}
-	multipath := map[uint32][]conn.Owner{}
-	for _, chunk := range p.claims {
-		for _, c := range chunk {
-			if c.cookie == 0 {
-				multipath[c.inode] = append(multipath[c.inode], c.owner)
-				continue
-			}
-			at, ok := r.find(conn.ID{NetNS: c.netns, Cookie: c.cookie})
-			if !ok {
-				continue // not selected, or of a namespace that was not looked into
-			}
-			row := t.at(at)
-			if row.sock.State == conn.TimeWait {
-				continue // stands in for a closed socket and bears its cookie; no descriptor is its own
-			}
-			j.give(at, c.owner)
-			if row.sock.State != conn.Listen {
-				row.settings = booked[c.settings]
-			}
-		}
-	}
-	if len(multipath) > 0 {
-		for i := range t.n {
-			if row := t.at(i); row.ownerN == 0 && row.sock.Inode != 0 {
-				for _, o := range multipath[row.sock.Inode] {
-					j.give(i, o)
-				}
-			}
-		}
-	}
-	r.named(j)
 }

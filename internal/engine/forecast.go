@@ -13,7 +13,7 @@ import (
 // be readable (root). ok is false when no rule known to us applies, or when
 // the values it needs are not known.
 //
-// An orphan's user timeout cannot be read; it is taken for none. So are
+// Without BPF an orphan's user timeout cannot be read; it is taken for none. So are
 // TCP_SYNCNT, TCP_LINGER2 and TCP_RTO_MAX_MS of a socket: the host's values
 // count.
 func (c *Connection) Forecast() (f forecast.Forecast, ok bool) {
@@ -29,8 +29,8 @@ func (c *Connection) foresee() (f forecast.Forecast, ok bool) {
 	if !ok {
 		return forecast.Forecast{}, false
 	}
-	in.HZ = c.kernel.hz
-	return c.kernel.foresee(c.read, situation, in)
+	in.HZ = c.snap.kernel.hz
+	return c.snap.kernel.foresee(c.read, situation, in)
 }
 
 // situation is what the connection is in the middle of, if that is one that
@@ -38,7 +38,7 @@ func (c *Connection) foresee() (f forecast.Forecast, ok bool) {
 func (c *Connection) situation() (forecast.Situation, forecast.Input, bool) {
 	s := c.Sock
 	held := s.Inode != 0
-	limits, told := c.kernel.limits[s.NetNS]
+	limits, told := c.snap.kernel.limits[s.NetNS]
 	in := limits.input()
 	in.IPv6 = s.Family == conn.IPv6 && !s.Peer().Addr().Is4In6()
 	in.Policy.UserTimeout = c.Settings.UserTimeout
@@ -92,7 +92,7 @@ func (c *Connection) waiting(in *forecast.Input) (situation forecast.Situation, 
 	case conn.SynSent:
 		return forecast.SituationSynSent, c.Known
 	case conn.SynReceived, conn.NewSynReceived:
-		in.SYNRetries = limitOr(c.kernel.limits[s.NetNS].synackRetries)
+		in.SYNRetries = limitOr(c.snap.kernel.limits[s.NetNS].synackRetries)
 		return forecast.SituationSynReceived, !s.HasInfo // not yet a socket of its own
 	case conn.Established, conn.CloseWait:
 		situation, ok = forecast.SituationInFlight, c.Known
@@ -121,7 +121,7 @@ func (c *Connection) waiting(in *forecast.Input) (situation forecast.Situation, 
 	default:
 		in.Backoff, in.Packets = int(s.Backoff), int(s.Unacked)
 		in.RTT, in.RTO = us(s.RTTUS), rto>>min(s.Backoff, 63)
-		if limit := c.kernel.limits[s.NetNS].rtoMax; s.Backoff > 0 && rto >= limit {
+		if limit := c.snap.kernel.limits[s.NetNS].rtoMax; s.Backoff > 0 && rto >= limit {
 			// It has grown to the limit, and no longer tells from what.
 			in.RTO = in.RTT + max(200*time.Millisecond, 4*us(s.RTTVarUS))
 		}

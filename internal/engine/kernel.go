@@ -65,6 +65,22 @@ func (k *kernel) reading(since, until time.Time) reading {
 	return reading{until: stampOf(until.Sub(k.taken)) + 1, window: uint16(min(window, math.MaxUint16))}
 }
 
+// tickOf is the reading in a tick of which the low half is told, a moment ago.
+func (k *kernel) tickOf(low uint32, now time.Time) reading {
+	if !k.counter.Known() {
+		return k.reading(k.taken, now)
+	}
+	elapsed := now.Sub(k.taken)
+	clock := k.counter.At(k.mono + elapsed)
+	tick := time.Second / time.Duration(k.hz)
+	ago := time.Duration(int32(uint32(clock.Jiffies)-low)) * tick
+	middle := elapsed - clock.Since - ago + tick/2
+	if middle < stampUnit { // it was the tick in which the run began
+		return reading{until: 1, window: 1}
+	}
+	return reading{until: stampOf(middle)}
+}
+
 // foresee forecasts what was described at the reading, and counts from when
 // the run began.
 func (k *kernel) foresee(r reading, s forecast.Situation, in forecast.Input) (f forecast.Forecast, ok bool) {

@@ -3,165 +3,188 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/procfd"
 )
 
-// claim is an owner found for a socket.
+// claim is a descriptor found for a socket.
 type claim struct {
-	inode uint32
-	owner conn.Owner
+	socket bpf.Handle // Place is 0 when it was not told
+	owner  conn.Owner
 }
 
-// join gives the rows of a table their owners, as they are found. Most have
-// one, which the row itself holds.
-type join struct {
-	table *table
-
-	mu      sync.Mutex // guards what follows, and the owners of the rows
-	byInode *index     // nil until the table is complete
-	waiting [][]claim  // until then
-	later   []laterOwner
+// claims are the descriptors that were found. They hold no pointers.
+type claims struct {
+	chunks  [][]claim // claimChunk at a time, so that none is copied
+	n       uint32
+	byInode index // when all are there
 }
 
-// laterOwner is one that is not the row's first.
-type laterOwner struct {
-	row   uint32
-	owner conn.Owner
-}
+const claimChunk = 1024
 
-// begin is to be called when the table is complete, with an index by inode.
-func (j *join) begin(byInode *index) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.byInode = byInode
-	for _, claims := range j.waiting {
-		j.settle(claims)
+func (c *claims) at(i uint32) *claim { return &c.chunks[i/claimChunk][i%claimChunk] }
+
+func (c *claims) add(one claim) {
+	if c.n%claimChunk == 0 {
+		c.chunks = append(c.chunks, make([]claim, claimChunk))
 	}
-	j.waiting = nil
+	*c.at(c.n) = one
+	c.n++
 }
 
-// add books claims, which stay the caller's.
-func (j *join) add(claims []claim) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.byInode == nil {
-		j.waiting = append(j.waiting, slices.Clone(claims))
-		return
-	}
-	j.settle(claims)
+// complete is to be called when all are there.
+func (c *claims) complete() {
+	c.byInode = newIndex(c.n)
+	c.byInode.rebuild(c.n, func(i uint32) uint64 { return uint64(c.at(i).socket.Inode) })
 }
 
-// settle finds the rows of claims. Inode numbers wrap, so that several rows may
-// have the same: the cookie decides when one is asked.
-func (j *join) settle(claims []claim) {
-	for _, c := range claims {
-		j.byInode.find(uint64(c.inode), func(i uint32) bool {
-			if j.table.at(i).sock.Inode == c.inode {
-				j.give(i, c.owner)
-			}
-			return false
+// appendOwners appends the owners of a socket, by pid and descriptor. Inode
+// numbers wrap, so that several sockets may have the same: by their places they
+// are told apart, and without them the cookie decides when one is asked.
+func (c *claims) appendOwners(list []conn.Owner, inode, place uint32) []conn.Owner {
+	first := len(list)
+	c.byInode.find(uint64(inode), func(i uint32) bool {
+		if one := c.at(i); one.socket.Inode == inode && (one.socket.Place == place || one.socket.Place == 0 || place == 0) {
+			list = append(list, one.owner)
+		}
+		return false
+	})
+	if len(list) > first+1 {
+		slices.SortFunc(list[first:], func(a, b conn.Owner) int {
+			return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD))
 		})
 	}
+	return list
 }
 
-// give adds an owner to a row.
-func (j *join) give(i uint32, o conn.Owner) {
-	switch row := j.table.at(i); row.ownerN {
-	case ^uint16(0):
-	case 0:
-		row.owner[0], row.ownerN = o, 1
-	default:
-		j.later = append(j.later, laterOwner{i, o})
-		row.ownerN++
+// own gives a row its owners.
+func (s *Snapshot) own(row *row, c *claims) {
+	if row.sock.Inode == 0 {
+		return // no descriptor was ever made, or it is closed
+	}
+	first := len(s.owners)
+	s.owners = c.appendOwners(s.owners, row.sock.Inode, row.place)
+	n := len(s.owners) - first
+	row.ownerN = uint16(min(n, 1<<16-1))
+	if row.owners = uint32(first); n == 1 { // the usual; it needs no memory of its own
+		row.owner[0] = s.owners[first]
+		s.owners = s.owners[:first]
 	}
 }
 
-// gather gives the owners of the rows that have several, by pid and descriptor,
-// and tells those rows where theirs are.
-func (j *join) gather() (all []conn.Owner) {
-	slices.SortFunc(j.later, func(a, b laterOwner) int { return cmp.Compare(a.row, b.row) })
-	for n, l := range j.later {
-		row := j.table.at(l.row)
-		if n == 0 || j.later[n-1].row != l.row {
-			row.owners = uint32(len(all))
-			all = append(all, row.owner[0])
-		}
-		all = append(all, l.owner)
-		if len(all)-int(row.owners) == int(row.ownerN) {
-			slices.SortFunc(all[row.owners:], func(a, b conn.Owner) int {
-				return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD))
-			})
-		}
-	}
-	return all
+// ownerSearch looks for the owners of connections while the kernel lists them:
+// by a BPF program, else in procfs.
+type ownerSearch struct {
+	cancel func()
+	done   chan struct{} // closed at the end, then what follows is set
+	claims claims
+	took   time.Duration
+	byBPF  bool
+	why    error // why BPF was not used although it was wanted
+	stats  procfd.Stats
+	err    error
 }
 
-// ownerWalk is a walk through the descriptors of all processes.
-type ownerWalk struct {
-	join  *join
-	stop  func()
-	done  chan struct{} // closed at the end, then what follows is set
-	stats procfd.Stats
-	err   error
-}
-
-// claimBatch claims of one worker are joined with the table at a time.
-const claimBatch = 256
-
-// walk begins to look for owners. Stop it.
-func (r *run) walk(ctx context.Context) *ownerWalk {
+// search begins to look for owners. Stop it.
+func (r *run) search(ctx context.Context) *ownerSearch {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &ownerWalk{join: &join{table: &r.snap.table}, done: make(chan struct{})}
-	w.stop = func() {
-		cancel()
-		<-w.done
-	}
+	s := &ownerSearch{cancel: cancel, done: make(chan struct{})}
+	start := time.Now()
 	go func() {
-		defer close(w.done)
-		workers := runtime.GOMAXPROCS(0)
-		batches := make([][]claim, workers)
-		w.stats, w.err = r.proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
-			b := append(batches[worker], claim{inode, o})
-			if len(b) == claimBatch {
-				w.join.add(b)
-				b = b[:0]
-			}
-			batches[worker] = b
-		})
-		for _, b := range batches {
-			w.join.add(b)
+		defer close(s.done)
+		if r.sockets != nil {
+			s.why = r.sockets.Descriptors(ctx, func(d bpf.Descriptor) { s.claims.add(claim{d.Handle, d.Owner}) })
+			s.byBPF = s.why == nil
 		}
+		if !s.byBPF {
+			s.claims = claims{}
+			s.stats, s.err = s.claims.walk(ctx, r.proc)
+		}
+		if s.err == nil {
+			s.claims.complete()
+		}
+		s.took = time.Since(start)
 	}()
-	return w
+	return s
 }
 
-// findOwners joins what the walk found with the table, by inode.
-func (r *run) findOwners(w *ownerWalk) error {
-	t := &r.snap.table
-	r.index.rebuild(t.n, t.inode) // one index at a time saves memory
-	w.join.begin(&r.index)
-	<-w.done
-	defer r.index.rebuild(t.n, t.cookie)
-	if w.err != nil {
-		return fmt.Errorf("find owners: %w", w.err)
+func (s *ownerSearch) stop() {
+	s.cancel()
+	<-s.done
+}
+
+// walk finds the sockets of all processes in procfs.
+func (c *claims) walk(ctx context.Context, proc *procfd.FS) (procfd.Stats, error) {
+	const batchLen = 256 // claims of one worker are added at a time
+	var mu sync.Mutex
+	add := func(batch []claim) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, one := range batch {
+			c.add(one)
+		}
 	}
-	r.hidden = w.stats.Missing()
-	r.named(w.join)
+	workers := runtime.GOMAXPROCS(0)
+	batches := make([][]claim, workers)
+	stats, err := proc.Sockets(ctx, procfd.SocketsOptions{Workers: workers}, func(worker int, inode uint32, o conn.Owner) {
+		b := append(batches[worker], claim{bpf.Handle{Inode: inode}, o})
+		if len(b) == batchLen {
+			add(b)
+			b = b[:0]
+		}
+		batches[worker] = b
+	})
+	for _, b := range batches {
+		add(b)
+	}
+	return stats, err
+}
+
+// found waits for the owners and says how they were found.
+func (r *run) found(s *ownerSearch) error {
+	<-s.done
+	if s.err != nil {
+		return errors.Join(s.why, fmt.Errorf("find owners: %w", s.err))
+	}
+	r.hidden = s.stats.Missing()
+	if s.why != nil {
+		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", s.why))
+	}
+	how := "by BPF"
+	if !s.byBPF {
+		how = "in " + r.e.options.ProcRoot
+	}
+	r.took(s.took, "found the owners %s", how)
 	return nil
 }
 
-// named reads what is to be known of the owners, all of them now found.
-func (r *run) named(j *join) {
-	r.snap.owners = j.gather()
+// findOwners gives the rows of the table, complete now, their owners.
+func (r *run) findOwners(s *ownerSearch) error {
+	if err := r.found(s); err != nil {
+		return err
+	}
 	for i := range r.snap.table.n {
-		for _, o := range r.snap.ownersOf(r.snap.table.at(i)) {
+		row := r.snap.table.at(i)
+		r.snap.own(row, &s.claims)
+		r.name(r.snap.ownersOf(row))
+	}
+	return nil
+}
+
+// name reads what is to be known of owners.
+func (r *run) name(owners []conn.Owner) {
+	for _, o := range owners {
+		if o.PID != r.named { // neighbours are alike
 			r.process(o.PID)
+			r.named = o.PID
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/netns"
 	"deadpeer/internal/path"
@@ -26,15 +27,18 @@ type space struct {
 
 // run is one pass through the steps.
 type run struct {
-	e      *Engine
-	req    Request
-	proc   *procfd.FS
-	spaces map[uint32]*space
-	snap   *Snapshot
-	index  index  // by cookie
-	hidden string // why some owners may not have been found
-	looks  looks
-	ended  int // connections that ended before they could be changed
+	e        *Engine
+	req      Request
+	proc     *procfd.FS
+	spaces   map[uint32]*space
+	sockets  *bpf.Sockets // nil where BPF is not used
+	unlisted error        // why connections were not listed by BPF although sockets is open
+	snap     *Snapshot
+	index    index  // by cookie
+	hidden   string // why some owners may not have been found
+	named    int32  // the process looked at last
+	looks    looks
+	ended    int // connections that ended before they could be changed
 
 	settingsMu sync.Mutex // guards settingsAt and snap.settings
 	settingsAt map[setting]uint32
@@ -76,22 +80,22 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 			r.close()
 		}
 	}()
-	req = r.req
 	if err := r.lookInto(ctx); err != nil {
 		return nil, err
 	}
+	r.openSockets()
 	start := time.Now()
 	var owners *ownerSearch
-	if !req.NoOwners || req.Filter.NeedsOwners() {
+	if r.wantsOwners() {
 		owners = r.search(ctx) // while the kernel lists the connections
 		defer owners.stop()
 	}
 	if err := r.dump(ctx); err != nil {
 		return nil, err
 	}
-	r.how(start, "listed %s in %s by sock_diag", count(int(r.snap.table.n), "connection"), count(len(r.spaces), "network namespace"))
+	r.listed(start, int(r.snap.table.n))
 	if owners != nil && r.snap.table.n > 0 {
-		if err := owners.finish(start); err != nil {
+		if err := r.findOwners(owners); err != nil {
 			return nil, err
 		}
 	}
@@ -102,11 +106,25 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	return r, r.lookAgain()
 }
 
+func (r *run) wantsOwners() bool { return !r.req.NoOwners || r.req.Filter.NeedsOwners() }
+
+// listed says how n connections were listed.
+func (r *run) listed(start time.Time, n int) {
+	how := "by sock_diag"
+	if r.listsByBPF() {
+		how = r.byBPF()
+	}
+	if r.unlisted != nil {
+		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", r.unlisted))
+	}
+	r.how(start, "listed %s in %s %s", count(n, "connection"), count(len(r.spaces), "network namespace"), how)
+}
+
 // lookAgain reads connections again whose pending timer would not be told to
-// the tick, if they are few.
+// the tick, if they are few. BPF has told all of them so.
 func (r *run) lookAgain() error {
 	const few = 512 // some milliseconds' worth
-	if !r.snap.kernel.counter.Known() || r.snap.table.n > few {
+	if !r.snap.kernel.counter.Known() || r.snap.table.n > few || r.listsByBPF() {
 		return nil
 	}
 	for n, space := range r.spaces {
@@ -209,6 +227,9 @@ func (r *run) open() error {
 
 func (r *run) close() {
 	r.looks.close()
+	if r.sockets != nil {
+		_ = r.sockets.Close() // nothing was written to it
+	}
 	for _, s := range r.spaces {
 		if s.paths != nil {
 			_ = s.paths.Close()
@@ -224,7 +245,11 @@ func (r *run) note(privilege bool, format string, args ...any) {
 
 // how says how something was found out, and how long that took.
 func (r *run) how(start time.Time, format string, args ...any) {
-	r.snap.How = append(r.snap.How, fmt.Sprintf(format, args...)+" in "+verdict.Duration(time.Since(start)))
+	r.took(time.Since(start), format, args...)
+}
+
+func (r *run) took(d time.Duration, format string, args ...any) {
+	r.snap.How = append(r.snap.How, fmt.Sprintf(format, args...)+" in "+verdict.Duration(d))
 }
 
 // dump fills the table with what the kernel lists and the filter may match.
@@ -237,17 +262,35 @@ func (r *run) dump(ctx context.Context) error {
 			t.truncate(first)
 			r.index.rebuild(first, cookie)
 			r.snap.memory = r.snap.memory[:min(first, uint32(len(r.snap.memory)))]
-		}, func(sock *conn.Sock, m *sockdiag.Memory) error {
-			// A dump that resumes in the middle of a bucket may list a socket twice.
-			if _, twice := r.find(sock.ID()); twice {
+		}, func(one *row, m *sockdiag.Memory) error {
+			// A list that resumes in the middle of a bucket may have a socket twice.
+			if _, twice := r.find(one.sock.ID()); twice {
 				return nil
 			}
-			i, row := t.add()
-			row.sock = *sock
-			row.read = r.snap.kernel.reading(s.diag.Described())
-			r.index.insert(sock.Cookie, i, cookie)
+			r.index.insert(one.sock.Cookie, t.add(one), cookie)
 			if m != nil {
 				r.snap.memory = append(r.snap.memory, *m)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if r.req.Memory && uint32(len(r.snap.memory)) < t.n {
+		return r.readMemory(ctx)
+	}
+	return nil
+}
+
+// readMemory reads what BPF does not tell.
+func (r *run) readMemory(ctx context.Context) error {
+	r.snap.memory = make([]sockdiag.Memory, r.snap.table.n)
+	for _, s := range r.spaces {
+		q := sockdiag.Query{States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: true, NoInfo: true}
+		err := s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
+			if i, ok := r.find(sock.ID()); ok {
+				r.snap.memory[i] = *m
 			}
 			return nil
 		})
@@ -266,18 +309,50 @@ func (r *run) rejects(s *conn.Subject, open bool) bool {
 	return t == conn.No || t == conn.Maybe && !open
 }
 
+// filterOpen: owners or verdict are still to come.
+func (r *run) filterOpen() bool { return r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict() }
+
+func (r *run) listsByBPF() bool { return r.sockets != nil && r.unlisted == nil }
+
 // list visits what the kernel lists in a namespace and the filter may match.
-func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*conn.Sock, *sockdiag.Memory) error) error {
-	subject := conn.Subject{}
-	q := sockdiag.Query{
-		States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory, Restart: restart,
+// BPF does it where it can; it does not tell memory.
+func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*row, *sockdiag.Memory) error) error {
+	states := r.req.Filter.States()
+	if r.listsByBPF() {
+		var stopped error
+		err := r.listByBPF(ctx, s, func(one *row, m *sockdiag.Memory) error {
+			stopped = visit(one, m)
+			return stopped
+		})
+		switch {
+		case err == nil:
+			if states &^= conn.Connections; states == 0 {
+				return nil
+			}
+			restart = nil // what was visited twice is told apart
+		case stopped != nil, ctx.Err() != nil:
+			return err
+		default:
+			r.unlisted = err
+			restart()
+		}
 	}
-	open := r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict()
+	return r.listByDiag(ctx, s, states, restart, visit)
+}
+
+func (r *run) listByDiag(ctx context.Context, s *space, states conn.States, restart func(), visit func(*row, *sockdiag.Memory) error) error {
+	var subject conn.Subject
+	var one row
+	q := sockdiag.Query{
+		States: states, Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory && !r.listsByBPF(), Restart: restart,
+	}
+	open := r.filterOpen()
 	return s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
 		if subject.Sock = sock; r.rejects(&subject, open) {
 			return nil
 		}
-		return visit(sock, m)
+		one.sock, one.read = *sock, r.snap.kernel.reading(s.diag.Described())
+		return visit(&one, m)
 	})
 }
 
@@ -295,7 +370,7 @@ func (r *run) subject(i uint32) conn.Subject {
 	row := r.snap.table.at(i)
 	return conn.Subject{
 		Sock: &row.sock, Owners: r.snap.ownersOf(row),
-		OwnersKnown: !r.req.NoOwners || r.req.Filter.NeedsOwners(),
+		OwnersKnown: r.wantsOwners(),
 		Process:     r.snap.Process,
 	}
 }
@@ -313,8 +388,15 @@ func (r *run) selectRows() {
 			s := r.subject(i)
 			row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict())
 		}
-		ownerless = ownerless || !row.skip && row.ownerN == 0 && row.sock.Inode != 0
+		ownerless = ownerless || !row.skip && row.lost()
 	}
+	r.noteHidden(ownerless)
+}
+
+// lost: it has an owner that was not found.
+func (r *row) lost() bool { return r.ownerN == 0 && r.sock.Inode != 0 }
+
+func (r *run) noteHidden(ownerless bool) {
 	if ownerless && r.hidden != "" {
 		r.note(true, "some connections show no owner: %s", r.hidden)
 	}
@@ -331,7 +413,10 @@ func (r *run) finish() {
 	}
 	snap.everything = r.req.Filter.String() == ""
 	if len(r.req.Databases) == 0 {
-		snap.hint()
+		h := newHinter(snap)
+		for _, i := range snap.order {
+			h.look(snap.table.at(i))
+		}
 	}
 }
 

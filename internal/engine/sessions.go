@@ -106,42 +106,50 @@ func serverScheme(comm string) string {
 	return ""
 }
 
-// hint finds the database servers among the owners of the selected
-// connections.
-func (s *Snapshot) hint() {
-	type server struct {
-		scheme string
-		port   uint16
-	}
-	schemes := map[int32]string{} // by pid; most hosts have none
-	for pid, p := range s.processes {
-		if scheme := serverScheme(p.Comm); scheme != "" {
-			schemes[pid] = scheme
-		}
-	}
-	if len(schemes) == 0 {
+// hinter finds the database servers among the owners of connections.
+type hinter struct {
+	snap    *Snapshot
+	schemes map[int32]string // by pid
+	at      map[server]int   // in Snapshot.Hints
+}
+
+type server struct {
+	scheme string
+	port   uint16
+}
+
+func newHinter(s *Snapshot) *hinter {
+	return &hinter{snap: s, schemes: map[int32]string{}, at: map[server]int{}}
+}
+
+// look looks at one connection.
+func (h *hinter) look(row *row) {
+	const ephemeral = 32768 // a server's own connections elsewhere begin there (ip_local_port_range)
+	if row.sock.LocalPort >= ephemeral {
 		return
 	}
-	at := map[server]int{}
-	const ephemeral = 32768 // a server's own connections elsewhere begin there (ip_local_port_range)
-	for _, i := range s.order {
-		row := s.table.at(i)
-		for _, o := range s.ownersOf(row) {
-			scheme := schemes[o.PID]
-			if scheme == "" || row.sock.LocalPort >= ephemeral {
-				continue
+	s := h.snap
+	for _, o := range s.ownersOf(row) {
+		scheme, known := h.schemes[o.PID]
+		if !known {
+			if p := s.processes[o.PID]; p != nil {
+				scheme = serverScheme(p.Comm)
 			}
-			key := server{scheme, row.sock.LocalPort}
-			n, known := at[key]
-			if !known {
-				n = len(s.Hints)
-				at[key] = n
-				s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
-					conn.Printable(s.processes[o.PID].Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
-			}
-			if s.Asked && s.table.asking(row).verdict == conn.Dead {
-				s.Hints[n].Dead = true
-			}
+			h.schemes[o.PID] = scheme
+		}
+		if scheme == "" {
+			continue
+		}
+		key := server{scheme, row.sock.LocalPort}
+		n, known := h.at[key]
+		if !known {
+			n = len(s.Hints)
+			h.at[key] = n
+			s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
+				conn.Printable(s.processes[o.PID].Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
+		}
+		if s.Asked && s.table.asking(row).verdict == conn.Dead {
+			s.Hints[n].Dead = true
 		}
 	}
 }

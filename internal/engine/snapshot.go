@@ -59,13 +59,19 @@ type Connection struct {
 	Session        *session.Session // nil unless a database was looked into and tells of one
 	Client         string           // as in Tie
 
-	kernel      *kernel
+	snap        *Snapshot
 	read        reading
 	outcome     Outcome // what Outcome points to
 	forecast    forecast.Forecast
 	foreseen    bool // forecast was made
 	foreseeable bool
 }
+
+// Process tells of a process that owns the connection.
+func (c *Connection) Process(pid int32) *conn.Process { return c.snap.processes[pid] }
+
+// TakenAt is that of the snapshot: forecasts count from it.
+func (c *Connection) TakenAt() time.Time { return c.snap.TakenAt }
 
 // Reason says in words why the verdict is what it is.
 func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }
@@ -141,7 +147,7 @@ func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes[pid] }
 // fill derives everything shown of row i.
 func (s *Snapshot) fill(c *Connection, i uint32) {
 	r := s.table.at(i)
-	*c = Connection{kernel: &s.kernel, read: r.read, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
+	*c = Connection{snap: s, read: r.read, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
 	if c.Known {
 		known := s.settings[r.settings-1]
 		c.Settings, c.Origin, c.KeepAliveKnown = known.Settings, known.origin, true

@@ -4,46 +4,72 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
+	"time"
 
 	"deadpeer/internal/conn"
 )
 
-// Stream tells of the same connections as Scan without owners.
+// Stream tells of the same connections as Scan, and the same of them.
 func TestStream(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	peers := append(w.connect("tcp4", w.near, 6), w.connect("tcp6", w.near, 6)...)
-	for _, words := range [][]string{nil, {"verdict", "=", "alive"}, {"verdict", "=", "quiet"}, {"dport", "=", ":1"}} {
-		r := w.request()
-		r.Filter = must(conn.ParseFilter(words, conn.Resolver{}))(t)
-		r.NoOwners, r.Memory = true, true
-		want := byPeer(must(w.engine.Scan(t.Context(), r))(t))
-		got := map[netip.AddrPort]conn.Sock{}
-		_, err := w.engine.Stream(t.Context(), r, func(c *Connection) error {
-			if w := want[c.Sock.Peer()].Judgement; c.Memory == nil || len(c.Owners) > 0 || c.Judgement.Verdict != w.Verdict || c.Judgement.Why != w.Why {
-				t.Errorf("%q: %s: memory %v, owners %v, %s, want %s", words, c.Sock.Peer(), c.Memory, c.Owners, c.Judgement.Verdict, w.Verdict)
-			}
-			got[c.Sock.Peer()] = *c.Sock
-			return nil
-		})
-		ok(t, err)
-		if !maps.EqualFunc(got, want, func(s conn.Sock, c Connection) bool { return s.ID() == c.Sock.ID() }) {
-			t.Errorf("%q: %d connections, want %d", words, len(got), len(want))
+	w.diversify()
+	for i, p := range peers {
+		if i%3 == 0 { // another descriptor
+			f := must(w.servers[p].File())(t)
+			t.Cleanup(func() { _ = f.Close() })
 		}
-		if words == nil && len(got) < len(peers) {
-			t.Errorf("%d connections, want at least %d", len(got), len(peers))
+	}
+	self := []string{"pid", "=", strconv.Itoa(os.Getpid())}
+	for _, o := range []struct{ noBPF, noOwners, memory bool }{
+		{}, {noBPF: true}, {memory: true}, {noOwners: true}, {noBPF: true, noOwners: true, memory: true},
+	} {
+		engine := New(Options{RuntimeDir: w.dir, NoBPF: o.noBPF})
+		filters := [][]string{nil}
+		if !o.noBPF && !o.memory {
+			filters = append(filters, []string{"verdict", "=", "alive"}, []string{"verdict", "=", "quiet"}, []string{"dport", "=", ":1"}, self)
+		}
+		for _, words := range filters {
+			r := w.request()
+			r.Rules.Fresh = time.Hour
+			r.Filter = must(conn.ParseFilter(words, conn.Resolver{}))(t)
+			r.NoOwners, r.Memory = o.noOwners, o.memory
+			want := byPeer(must(engine.Scan(t.Context(), r))(t))
+			got := map[netip.AddrPort]conn.Sock{}
+			_, err := engine.Stream(t.Context(), r, func(c *Connection) error {
+				w := want[c.Sock.Peer()]
+				if j := w.Judgement; (c.Memory != nil) != o.memory || c.Judgement.Verdict != j.Verdict || c.Judgement.Why != j.Why {
+					t.Errorf("%+v %q: %s: memory %v, %s, want %s", o, words, c.Sock.Peer(), c.Memory, c.Judgement.Verdict, j.Verdict)
+				}
+				if !slices.Equal(c.Owners, w.Owners) || c.Known != w.Known || c.Settings != w.Settings || c.Origin != w.Origin {
+					t.Errorf("%+v %q: %s: %v %v %+v %s, want %v %v %+v %s", o, words, c.Sock.Peer(),
+						c.Owners, c.Known, c.Settings, c.Origin, w.Owners, w.Known, w.Settings, w.Origin)
+				}
+				for _, o := range c.Owners {
+					if p := c.Process(o.PID); p == nil || p.Comm == "" {
+						t.Errorf("%q: %s: no process %d", words, c.Sock.Peer(), o.PID)
+					}
+				}
+				got[c.Sock.Peer()] = *c.Sock
+				return nil
+			})
+			ok(t, err)
+			if !maps.EqualFunc(got, want, func(s conn.Sock, c Connection) bool { return s.ID() == c.Sock.ID() }) {
+				t.Errorf("%+v %q: %d connections, want %d", o, words, len(got), len(want))
+			}
+			if (words == nil || slices.Equal(words, self)) && len(got) < len(peers) {
+				t.Errorf("%+v %q: %d connections, want at least %d", o, words, len(got), len(peers))
+			}
 		}
 	}
 	stop := errors.New("stop")
 	if _, err := w.engine.Stream(t.Context(), w.request(), func(*Connection) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error of visit: %v", err)
-	}
-	r := w.request()
-	r.Filter = must(conn.ParseFilter([]string{"pid", "=", "1"}, conn.Resolver{}))(t)
-	if _, err := w.engine.Stream(t.Context(), r, func(*Connection) error { return nil }); !errors.Is(err, errNeedsOwners) {
-		t.Errorf("filter on owners: %v", err)
 	}
 }
 
@@ -74,32 +100,9 @@ func TestIndex(t *testing.T) {
 		}
 	}
 	x.rebuild(100, key)
-	for k, want := range map[uint64][]uint32{0: nil, 49: {98, 99}, 50: nil} {
+	for k, want := range map[uint64][]uint32{0: {0, 1}, 49: {98, 99}, 50: nil} {
 		if got := find(&x, k); !slices.Equal(got, want) {
 			t.Errorf("key %d of the first 100 rows: %v, want %v", k, got, want)
-		}
-	}
-}
-
-func TestJoin(t *testing.T) {
-	t.Parallel()
-	var s Snapshot
-	for inode := range uint32(4) { // the first has none
-		_, row := s.table.add()
-		row.sock.Inode = inode
-	}
-	j := &join{table: &s.table}
-	j.add([]claim{{1, conn.Owner{PID: 9, FD: 3}}, {3, conn.Owner{PID: 5, FD: 4}}, {77, conn.Owner{PID: 1, FD: 1}}})
-	var byInode index
-	for i := uint32(1); i < 4; i++ {
-		byInode.insert(s.table.inode(i), i, s.table.inode)
-	}
-	j.begin(&byInode)
-	j.add([]claim{{3, conn.Owner{PID: 5, FD: 2}}, {1, conn.Owner{PID: 8, FD: 7}}, {3, conn.Owner{PID: 2, FD: 9}}})
-	s.owners = j.gather()
-	for i, want := range [][]conn.Owner{nil, {{PID: 8, FD: 7}, {PID: 9, FD: 3}}, nil, {{PID: 2, FD: 9}, {PID: 5, FD: 2}, {PID: 5, FD: 4}}} {
-		if got := s.ownersOf(s.table.at(uint32(i))); !slices.Equal(got, want) {
-			t.Errorf("row %d: owners %v, want %v", i, got, want)
 		}
 	}
 }

@@ -22,6 +22,7 @@ type row struct {
 	read     reading       // when
 	owner    [1]conn.Owner // the first that was found
 	owners   uint32        // where all of them are in Snapshot.owners, when there are several
+	place    uint32        // of its struct socket (bpf.Handle); 0 when not told
 	settings uint32        // one more than where they are in Snapshot.settings; 0 while not known
 	number   uint32        // its own
 	ownerN   uint16
@@ -30,16 +31,17 @@ type row struct {
 
 func (t *table) at(i uint32) *row { return &t.chunks[i/chunkLen][i%chunkLen] }
 
-// add gives a fresh row.
-func (t *table) add() (uint32, *row) {
+// add keeps a row.
+func (t *table) add(r *row) uint32 {
 	if t.n%chunkLen == 0 && int(t.n/chunkLen) == len(t.chunks) {
 		t.chunks = append(t.chunks, make([]row, chunkLen))
 	}
 	i := t.n
 	t.n++
-	r := t.at(i)
-	*r = row{number: i}
-	return i, r
+	kept := t.at(i)
+	*kept = *r
+	kept.number = i
+	return i
 }
 
 // startAsking makes room for what asking brings. No row is added after it.
@@ -50,9 +52,6 @@ func (t *table) asking(r *row) *asking { return &t.asked[r.number] }
 
 // cookie is the key of row i for an index by cookie.
 func (t *table) cookie(i uint32) uint64 { return t.at(i).sock.Cookie }
-
-// inode is the key of row i for an index by inode.
-func (t *table) inode(i uint32) uint64 { return uint64(t.at(i).sock.Inode) }
 
 // truncate forgets the rows from n on.
 func (t *table) truncate(n uint32) { t.n = n }
@@ -100,6 +99,15 @@ func (x *index) insert(key uint64, i uint32, keyOf func(i uint32) uint64) {
 	x.put(key, i)
 }
 
+// newIndex has room for n rows.
+func newIndex(n uint32) index {
+	size := 16
+	for int(n) >= size/4*3 {
+		size *= 2
+	}
+	return index{places: make([]uint32, size)}
+}
+
 func (x *index) put(key uint64, i uint32) {
 	mask := uint32(len(x.places) - 1)
 	p := spread(key) & mask
@@ -110,13 +118,11 @@ func (x *index) put(key uint64, i uint32) {
 	x.n++
 }
 
-// rebuild starts anew with the first n rows, without those whose key is 0.
+// rebuild starts anew with the first n rows.
 func (x *index) rebuild(n uint32, keyOf func(i uint32) uint64) {
 	clear(x.places)
 	x.n = 0
 	for i := range n {
-		if key := keyOf(i); key != 0 {
-			x.put(key, i)
-		}
+		x.put(keyOf(i), i)
 	}
 }

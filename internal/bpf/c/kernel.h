@@ -31,6 +31,15 @@ typedef __u32 __wsum;
 #define MAX_TCP_KEEPINTVL 32767
 #define MAX_TCP_KEEPCNT 127
 
+#define TCP_SYN_RECV 3
+#define TCP_TIME_WAIT 6
+#define TCP_LISTEN 10
+#define TCP_NEW_SYN_RECV 12
+#define ICSK_TIME_RETRANS 1
+#define ICSK_TIME_PROBE0 3
+#define ICSK_TIME_LOSS_PROBE 5
+#define ICSK_TIME_REO_TIMEOUT 6
+
 #define EINVAL 22
 #define EOPNOTSUPP 95
 
@@ -85,6 +94,7 @@ struct sock_common {
 	__u16 skc_num;
 	__u16 skc_family;
 	volatile __u8 skc_state;
+	int skc_bound_dev_if;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	possible_net_t skc_net;
@@ -98,10 +108,36 @@ typedef struct {
 	__u32 val;
 } kuid_t;
 
+struct hlist_node {
+	struct hlist_node **pprev;
+};
+
+struct timer_list {
+	struct hlist_node entry;
+	unsigned long expires;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
-	__u16 sk_protocol;
+	struct socket *sk_socket;
+	struct timer_list sk_timer;
+	__u32 sk_mark;
 	kuid_t sk_uid;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct inet_sock {
@@ -110,6 +146,11 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct timer_list icsk_retransmit_timer;
+	__u32 icsk_rto;
+	__u8 icsk_retransmits;
+	__u8 icsk_pending;
+	__u8 icsk_backoff;
 	__u8 icsk_probes_out;
 	__u32 icsk_user_timeout;
 	struct {
@@ -119,22 +160,80 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 write_seq;
+	__u32 snd_una;
+	__u32 snd_wnd;
+	__u32 srtt_us;
+	__u32 mdev_us;
+	__u32 lsndtime;
+	__u32 segs_in;
+	__u32 segs_out;
+	__u32 packets_out;
 	__u32 rcv_tstamp;
 	__u32 keepalive_time;
 	__u32 keepalive_intvl;
 	__u8 keepalive_probes;
 };
 
-struct socket {
-	struct sock *sk;
+// What is after the three underscores tells where or since when it is so.
+
+struct sock___with_inode {
+	unsigned long sk_ino;
+};
+
+struct sock___moved {
+	struct timer_list tcp_retransmit_timer;
+};
+
+struct inet_connection_sock___moved {
+	struct timer_list icsk_keepalive_timer;
+};
+
+struct inet_connection_sock___before_6_16 {
+	unsigned long icsk_timeout;
+};
+
+struct tcp_sock___mptcp {
+	__u8 is_mptcp;
+};
+
+struct request_sock {
+	__u8 num_retrans;
+	struct timer_list rsk_timer;
+};
+
+struct inet_request_sock {
+	struct request_sock req;
+	__u32 ir_mark;
+};
+
+struct tcp_request_sock {
+	struct inet_request_sock req;
+};
+
+struct inet_timewait_sock {
+	__u32 tw_mark;
+	unsigned char tw_substate;
+	struct timer_list tw_timer;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
 };
 
 struct inode {
 	unsigned long i_ino;
 };
 
+struct socket_alloc {
+	struct inode vfs_inode;
+};
+
 struct file {
 	struct inode *f_inode;
+	void *private_data;
 };
 
 struct pid_namespace;

@@ -49,6 +49,9 @@ func ownerCell(t *table, b []byte, c *engine.Connection) []byte {
 }
 
 func (t *table) name(c *engine.Connection, pid int32) string {
+	if pid == t.owner { // neighbours are alike
+		return t.named
+	}
 	name, ok := t.names[pid]
 	if !ok {
 		if p := c.Process(pid); p != nil {
@@ -56,6 +59,7 @@ func (t *table) name(c *engine.Connection, pid int32) string {
 		}
 		t.names[pid] = name
 	}
+	t.owner, t.named = pid, name
 	return name
 }
 

@@ -53,7 +53,7 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	common common
-	found  map[conn.Verdict]int // by the last show
+	found  [conn.VerdictCount]int // by the last show
 	left   int
 
 	attached *engine.Attached // what show is to show, when that is one

@@ -34,7 +34,7 @@ func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output 
 		}
 		return newJSONLines(w, snap)
 	}
-	return newTable(w, snap, table{
+	return newTable(w, table{
 		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
 		sessions: len(a.common.databases) > 0,
 	})

@@ -2,8 +2,11 @@ package cli
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 	"strings"
 
 	"deadpeer/internal/conn"
@@ -18,14 +21,14 @@ type table struct {
 	attached                                     *engine.Attached // what is shown, when that is one
 
 	w      *bufio.Writer
-	snap   *engine.Snapshot
 	cols   []column
 	widths [maxColumns]int
 	names  map[int32]string // of processes, printable
-	text   []byte           // the cells of one line, or of all those in early
-	buf    []byte           // one line
-	early  []line           // those that set the widths
-	began  bool             // the widths are set
+	owner  int32            // whose name was looked for last
+	named  string
+	text   []byte // the cells of all lines in early
+	early  []line // those that set the widths
+	began  bool   // the widths are set
 }
 
 // line is where the cells of a connection end in table.text.
@@ -83,7 +86,7 @@ func (t *table) columns() []column {
 	return cols
 }
 
-func newTable(w *bufio.Writer, snap *engine.Snapshot, t table) *table {
+func newTable(w *bufio.Writer, t table) *table {
 	t.w, t.names = w, map[int32]string{}
 	t.cols = t.columns()
 	for i, c := range t.cols {
@@ -93,20 +96,17 @@ func newTable(w *bufio.Writer, snap *engine.Snapshot, t table) *table {
 }
 
 func (t *table) add(c *engine.Connection) error {
-	l := line{verdict: c.Judgement.Verdict}
 	if t.began {
-		t.text = t.text[:0]
+		return t.put(c.Judgement.Verdict, func(b []byte, i int) []byte { return t.cols[i].cell(t, b, c) })
 	}
+	l := line{verdict: c.Judgement.Verdict}
 	for i := range t.cols {
 		start := len(t.text)
 		t.text = t.cols[i].cell(t, t.text, c)
 		l.ends[i] = len(t.text)
-		if !t.began && i < len(t.cols)-1 {
+		if i < len(t.cols)-1 {
 			t.widths[i] = max(t.widths[i], width(t.text[start:]))
 		}
-	}
-	if t.began {
-		return t.put(&l, 0)
 	}
 	if t.early = append(t.early, l); len(t.early) < earlyLines {
 		return nil
@@ -117,21 +117,16 @@ func (t *table) add(c *engine.Connection) error {
 // begin writes the head and the lines that set the widths.
 func (t *table) begin() error {
 	t.began = true
-	text := t.text
-	head := line{verdict: noVerdict}
-	t.text = nil
-	for i, c := range t.cols {
-		t.text = append(t.text, c.head...)
-		head.ends[i] = len(t.text)
-	}
-	err := t.put(&head, 0)
-	t.text = text
+	err := t.put(noVerdict, func(b []byte, i int) []byte { return append(b, t.cols[i].head...) })
 	start := 0
-	for i := range t.early {
-		err = errors.Join(err, t.put(&t.early[i], start))
-		start = t.early[i].ends[len(t.cols)-1]
+	for _, l := range t.early {
+		err = errors.Join(err, t.put(l.verdict, func(b []byte, i int) []byte {
+			b = append(b, t.text[start:l.ends[i]]...)
+			start = l.ends[i]
+			return b
+		}))
 	}
-	t.early = nil
+	t.early, t.text = nil, nil
 	return err
 }
 
@@ -146,10 +141,15 @@ func (t *table) end(sum *engine.Summary) error {
 
 // width counts what a terminal shows: escaped text is plain ASCII or letters.
 func width(b []byte) int {
-	n := 0
+	const ones = 0x0101010101010101
+	n := len(b)
+	for ; len(b) >= 8; b = b[8:] { // bytes that go on with a letter are 10xxxxxx
+		x := binary.LittleEndian.Uint64(b)
+		n -= bits.OnesCount64(x >> 7 &^ (x >> 6) & ones)
+	}
 	for _, c := range b {
-		if c&0xc0 != 0x80 {
-			n++
+		if c&0xc0 == 0x80 {
+			n--
 		}
 	}
 	return n
@@ -167,31 +167,32 @@ func pad(b []byte, n int) []byte {
 // noVerdict is what the head has.
 const noVerdict = ^conn.Verdict(0)
 
-// put writes a line whose cells begin at start.
-func (t *table) put(l *line, start int) error {
-	b := t.buf[:0]
+// put writes a line of what cell appends.
+func (t *table) put(v conn.Verdict, cell func(b []byte, i int) []byte) error {
+	b := t.w.AvailableBuffer()
 	for i := range t.cols {
-		cell := t.text[start:l.ends[i]]
-		start = l.ends[i]
-		gap := t.widths[i] - width(cell)
 		if i > 0 {
 			b = append(b, "  "...)
 		}
-		if t.cols[i].right {
+		start := len(b)
+		b = cell(b, i)
+		gap := t.widths[i] - width(b[start:])
+		if i == 0 && t.colour && v != noVerdict {
+			b = slices.Insert(b, start, []byte(ansi(v))...)
+			b = append(b, "\x1b[0m"...)
+		}
+		switch {
+		case gap <= 0:
+		case t.cols[i].right:
+			end := len(b)
 			b = pad(b, gap)
-		}
-		if i == 0 && t.colour && l.verdict != noVerdict {
-			b = append(b, ansi(l.verdict)...)
-			b = append(append(b, cell...), "\x1b[0m"...)
-		} else {
-			b = append(b, cell...)
-		}
-		if !t.cols[i].right && i < len(t.cols)-1 {
+			copy(b[start+gap:], b[start:end])
+			pad(b[start:start], gap)
+		case i < len(t.cols)-1:
 			b = pad(b, gap)
 		}
 	}
-	t.buf = append(b, '\n')
-	_, err := t.w.Write(t.buf)
+	_, err := t.w.Write(append(b, '\n'))
 	return err
 }
 

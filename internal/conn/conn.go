@@ -218,6 +218,9 @@ const (
 
 var verdictNames = [verdictEnd]string{"unknown", "alive", "quiet", "suspect", "dead", "stuck", "leaked", "closing"}
 
+// VerdictCount is how many there are.
+const VerdictCount = int(verdictEnd)
+
 // Verdicts lists every verdict in the order they are shown.
 func Verdicts() []Verdict {
 	return []Verdict{Alive, Quiet, Suspect, Dead, Stuck, Leaked, ClosingDown, Unknown}

@@ -84,9 +84,6 @@ func (k *kernel) tickOf(low uint32, now time.Time) reading {
 // foresee forecasts what was described at the reading, and counts from when
 // the run began.
 func (k *kernel) foresee(r reading, s forecast.Situation, in forecast.Input) (f forecast.Forecast, ok bool) {
-	if s == forecast.SituationIdle && !in.KeepAlive {
-		return forecast.Idle(in), true // never: the most common, and the quickest
-	}
 	from, to := (r.until - min(r.until, stamp(r.window))).span(), r.until.span()
 	if f, ok = k.exactly(from, to, s, in); ok {
 		return f, true

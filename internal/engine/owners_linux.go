@@ -21,42 +21,53 @@ type claim struct {
 	owner  conn.Owner
 }
 
-// claims are the descriptors that were found. They hold no pointers.
+// claims are the descriptors that were found, by inode: open addressing with
+// linear probing. They hold no pointers. The zero claims are empty.
 type claims struct {
-	chunks  [][]claim // claimChunk at a time, so that none is copied
-	n       uint32
-	byInode index // when all are there
+	places []claim // one whose inode is 0 is free
+	n      int
 }
 
-const claimChunk = 1024
-
-func (c *claims) at(i uint32) *claim { return &c.chunks[i/claimChunk][i%claimChunk] }
-
 func (c *claims) add(one claim) {
-	if c.n%claimChunk == 0 {
-		c.chunks = append(c.chunks, make([]claim, claimChunk))
+	if one.socket.Inode == 0 {
+		return // no socket has that
 	}
-	*c.at(c.n) = one
+	if c.n >= len(c.places)/8*7 {
+		old := c.places
+		c.places = make([]claim, max(1<<10, 2*len(old)))
+		for _, one := range old {
+			if one.socket.Inode != 0 {
+				c.put(one)
+			}
+		}
+	}
+	c.put(one)
 	c.n++
 }
 
-// complete is to be called when all are there.
-func (c *claims) complete() {
-	c.byInode = newIndex(c.n)
-	c.byInode.rebuild(c.n, func(i uint32) uint64 { return uint64(c.at(i).socket.Inode) })
+func (c *claims) put(one claim) {
+	mask := uint32(len(c.places) - 1)
+	p := spread(uint64(one.socket.Inode)) & mask
+	for c.places[p].socket.Inode != 0 {
+		p = (p + 1) & mask
+	}
+	c.places[p] = one
 }
 
 // appendOwners appends the owners of a socket, by pid and descriptor. Inode
 // numbers wrap, so that several sockets may have the same: by their places they
 // are told apart, and without them the cookie decides when one is asked.
 func (c *claims) appendOwners(list []conn.Owner, inode, place uint32) []conn.Owner {
+	if c.n == 0 || inode == 0 {
+		return list
+	}
 	first := len(list)
-	c.byInode.find(uint64(inode), func(i uint32) bool {
-		if one := c.at(i); one.socket.Inode == inode && (one.socket.Place == place || one.socket.Place == 0 || place == 0) {
+	mask := uint32(len(c.places) - 1)
+	for p := spread(uint64(inode)) & mask; c.places[p].socket.Inode != 0; p = (p + 1) & mask {
+		if one := &c.places[p]; one.socket.Inode == inode && (one.socket.Place == place || one.socket.Place == 0 || place == 0) {
 			list = append(list, one.owner)
 		}
-		return false
-	})
+	}
 	if len(list) > first+1 {
 		slices.SortFunc(list[first:], func(a, b conn.Owner) int {
 			return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.FD, b.FD))
@@ -67,9 +78,6 @@ func (c *claims) appendOwners(list []conn.Owner, inode, place uint32) []conn.Own
 
 // own gives a row its owners.
 func (s *Snapshot) own(row *row, c *claims) {
-	if row.sock.Inode == 0 {
-		return // no descriptor was ever made, or it is closed
-	}
 	first := len(s.owners)
 	s.owners = c.appendOwners(s.owners, row.sock.Inode, row.place)
 	n := len(s.owners) - first
@@ -107,9 +115,6 @@ func (r *run) search(ctx context.Context) *ownerSearch {
 		if !s.byBPF {
 			s.claims = claims{}
 			s.stats, s.err = s.claims.walk(ctx, r.proc)
-		}
-		if s.err == nil {
-			s.claims.complete()
 		}
 		s.took = time.Since(start)
 	}()

@@ -110,6 +110,8 @@ func serverScheme(comm string) string {
 type hinter struct {
 	snap    *Snapshot
 	schemes map[int32]string // by pid
+	pid     int32            // the last
+	scheme  string           // of it
 	at      map[server]int   // in Snapshot.Hints
 }
 
@@ -130,28 +132,33 @@ func (h *hinter) look(row *row) {
 	}
 	s := h.snap
 	for _, o := range s.ownersOf(row) {
-		scheme, known := h.schemes[o.PID]
-		if !known {
-			if p := s.processes[o.PID]; p != nil {
-				scheme = serverScheme(p.Comm)
-			}
-			h.schemes[o.PID] = scheme
+		if o.PID != h.pid { // neighbours are alike
+			h.pid, h.scheme = o.PID, h.schemeOf(o.PID)
 		}
-		if scheme == "" {
+		if h.scheme == "" {
 			continue
 		}
-		key := server{scheme, row.sock.LocalPort}
+		key := server{h.scheme, row.sock.LocalPort}
 		n, known := h.at[key]
 		if !known {
 			n = len(s.Hints)
 			h.at[key] = n
 			s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
-				conn.Printable(s.processes[o.PID].Comm), o.PID, scheme, row.sock.Local(), hintDatabase(scheme))})
+				conn.Printable(s.processes[o.PID].Comm), o.PID, h.scheme, row.sock.Local(), hintDatabase(h.scheme))})
 		}
 		if s.Asked && s.table.asking(row).verdict == conn.Dead {
 			s.Hints[n].Dead = true
 		}
 	}
+}
+
+func (h *hinter) schemeOf(pid int32) string {
+	scheme, known := h.schemes[pid]
+	if p := h.snap.processes[pid]; !known && p != nil {
+		scheme = serverScheme(p.Comm)
+		h.schemes[pid] = scheme
+	}
+	return scheme
 }
 
 func hintDatabase(scheme string) string {

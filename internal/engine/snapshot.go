@@ -87,7 +87,7 @@ type Outcome struct {
 // Summary counts a snapshot.
 type Summary struct {
 	Connections int
-	ByVerdict   map[conn.Verdict]int
+	ByVerdict   [conn.VerdictCount]int
 	Blind       int           // forecast: never
 	Unforeseen  int           // no forecast: values unknown, or no rule for the situation
 	Worst       time.Duration // the longest time from the last segment to giving up, among those idle that have one
@@ -98,9 +98,6 @@ type Summary struct {
 
 // Add counts one connection.
 func (s *Summary) Add(c *Connection) {
-	if s.ByVerdict == nil {
-		s.ByVerdict = map[conn.Verdict]int{}
-	}
 	s.Connections++
 	s.ByVerdict[c.Judgement.Verdict]++
 	if conn.Connections.Has(c.Sock.State) && c.Sock.State != conn.TimeWait {

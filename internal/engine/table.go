@@ -99,15 +99,6 @@ func (x *index) insert(key uint64, i uint32, keyOf func(i uint32) uint64) {
 	x.put(key, i)
 }
 
-// newIndex has room for n rows.
-func newIndex(n uint32) index {
-	size := 16
-	for int(n) >= size/4*3 {
-		size *= 2
-	}
-	return index{places: make([]uint32, size)}
-}
-
 func (x *index) put(key uint64, i uint32) {
 	mask := uint32(len(x.places) - 1)
 	p := spread(key) & mask

@@ -47,6 +47,7 @@ type Record struct {
 	Sock     conn.Sock
 	Settings Settings // meaningless unless Sock.HasInfo
 	Handle   Handle   // zero when no descriptor was ever made
+	Reuses   bool     // carries SO_REUSEADDR
 	Tick     uint32   // the low half of the kernel's tick counter when all this was so
 }
 

@@ -11,7 +11,7 @@ import (
 // letting go of it again. It attaches and pins nothing.
 func Features() []Feature {
 	list := []Feature{
-		try("list sockets with owners and settings by BPF", "the kernel takes the program", func() error {
+		try("list sockets with owners and settings by BPF", "the kernel takes the programs", func() error {
 			spec, err := loadSockets()
 			if err != nil {
 				return err

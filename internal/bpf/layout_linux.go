@@ -94,7 +94,7 @@ func (d *recordReader) decode(raw *socketsConnection) {
 	if s := rawSettings(raw.Settings); s != d.raw {
 		d.raw, d.r.Settings = s, s.settings(d.hz)
 	}
-	d.r.Handle, d.r.Tick = Handle{raw.Handle.Inode, raw.Handle.Place}, raw.Now
+	d.r.Handle, d.r.Tick, d.r.Reuses = Handle{raw.Handle.Inode, raw.Handle.Place}, raw.Now, raw.Reuse != 0
 	s := &d.r.Sock
 	*s = conn.Sock{
 		Cookie: raw.Cookie, Inode: raw.Handle.Inode, UID: raw.Uid, Interface: raw.Interface, Mark: raw.Mark, NetNS: s.NetNS,

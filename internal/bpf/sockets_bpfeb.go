@@ -63,6 +63,9 @@ type socketsConnection struct {
 	Backoff uint8
 	Mptcp   uint8
 	Full    uint8
+	Reuse   uint8
+	Unused  [3]uint8
+	_       [4]byte
 }
 
 type socketsDescriptor struct {

@@ -169,6 +169,9 @@ func (q *inquiry) prepare() error {
 		}
 		s := &row.sock
 		a := q.about(row)
+		if row.reuses {
+			a.set(reuses)
+		}
 		a.protection = guard.of(row)
 		if q.req.Filter.Names(s.Cookie) {
 			a.protection = unprotected

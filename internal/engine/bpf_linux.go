@@ -59,7 +59,7 @@ func (r *run) listByBPF(ctx context.Context, s *space, visit func(*row, *sockdia
 		if c.Tick != tick || one.read == (reading{}) {
 			tick, one.read = c.Tick, r.snap.kernel.tickOf(c.Tick, time.Now())
 		}
-		one.sock, one.place, one.settings = c.Sock, c.Handle.Place, 0
+		one.sock, one.place, one.settings, one.reuses = c.Sock, c.Handle.Place, 0, c.Reuses
 		if c.Sock.HasInfo {
 			one.settings = at
 		}

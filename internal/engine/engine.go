@@ -56,7 +56,7 @@ type Options struct {
 	StateDir   string            // for the journal of the host's defaults (/var/lib/deadpeer)
 	Root       string            // where the host's files are (/)
 	Rate       int               // questions a second at most (200,000)
-	NoBPF      bool              // find owners and settings by procfs and pidfd_getfd, not by a BPF program
+	NoBPF      bool              // list connections by sock_diag, find owners and settings by procfs and pidfd_getfd
 	HookDir    string            // a folder on a bpffs for policies of future connections (deadpeer/hooks on the usual one)
 	Step       func(probe.Step)  // called at each step of a question, for tests
 	AttachStep func(attach.Step) // called at each step of attaching and detaching, for tests

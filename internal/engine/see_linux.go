@@ -318,7 +318,7 @@ func (r *run) listsByBPF() bool { return r.sockets != nil && r.unlisted == nil }
 // BPF does it where it can; it does not tell memory.
 func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*row, *sockdiag.Memory) error) error {
 	states := r.req.Filter.States()
-	if r.listsByBPF() {
+	if r.listsByBPF() && states&conn.Connections != 0 {
 		var stopped error
 		err := r.listByBPF(ctx, s, func(one *row, m *sockdiag.Memory) error {
 			stopped = visit(one, m)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"time"
 
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
 	"deadpeer/internal/sockdiag"
@@ -128,8 +129,7 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 		}
 	}
 	for _, s := range q.spaces {
-		query := sockdiag.Query{States: conn.Connections, Filter: q.req.Filter.Kernel(conn.KernelSupport{})}
-		err := s.diag.Dump(ctx, query, func(fresh *conn.Sock, _ *sockdiag.Memory) error {
+		if err := q.listAgain(ctx, s, func(fresh *conn.Sock) {
 			if i, ok := q.find(fresh.ID()); ok {
 				a := q.about(q.snap.table.at(i))
 				a.sweep = q.sweeps
@@ -137,9 +137,7 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 					q.reread(i, fresh)
 				}
 			}
-			return nil
-		})
-		if err != nil {
+		}); err != nil {
 			return nil, err
 		}
 	}
@@ -148,11 +146,30 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 			lost = append(lost, i)
 		}
 	}
-	// A dump may miss a socket while others come and go: ask for it by name.
+	// A list may miss a socket while others come and go: ask for it by name.
 	if len(lost) > 0 {
 		return q.lookUp(lost)
 	}
 	return nil, nil
+}
+
+// listAgain visits at least what the filter may match, once or more.
+func (q *inquiry) listAgain(ctx context.Context, s *space, visit func(*conn.Sock)) error {
+	if q.listsByBPF() {
+		err := q.sockets.Connections(ctx, s.ns, func(c *bpf.Record) error {
+			visit(&c.Sock)
+			return nil
+		})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		q.unlisted = err
+	}
+	query := sockdiag.Query{States: conn.Connections, Filter: q.req.Filter.Kernel(conn.KernelSupport{})}
+	return s.diag.Dump(ctx, query, func(fresh *conn.Sock, _ *sockdiag.Memory) error {
+		visit(fresh)
+		return nil
+	})
 }
 
 // unanswered closes the last question to the row.

@@ -26,6 +26,7 @@ type row struct {
 	settings uint32        // one more than where they are in Snapshot.settings; 0 while not known
 	number   uint32        // its own
 	ownerN   uint16
+	reuses   bool // carries SO_REUSEADDR, as far as was told
 	skip     bool // fails the filter; stays only because rows do not move
 }
 

@@ -72,7 +72,7 @@ type Target struct {
 	State  conn.State
 	Owners []conn.Owner
 	Learn  bool // read the keepalive settings on the way
-	Reuses bool // an earlier result said so: journal it without looking first
+	Reuses bool // SO_REUSEADDR, by an earlier look: journal it without looking first
 }
 
 // Result is what came of one question.

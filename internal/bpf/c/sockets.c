@@ -55,6 +55,8 @@ struct connection {
 	__u8 backoff;
 	__u8 mptcp;
 	__u8 full;
+	__u8 reuse;
+	__u8 unused[3];
 };
 
 struct descriptor {
@@ -157,6 +159,7 @@ static __always_inline void read_full(struct tcp_sock *tp, struct connection *c,
 	__s32 unread = tp->rcv_nxt - tp->copied_seq;
 
 	c->full = 1;
+	c->reuse = BPF_CORE_READ_BITFIELD(&sk->__sk_common, skc_reuse);
 	if (sk->sk_socket) {
 		c->handle.inode = inode_of(sk);
 		c->handle.place = place_of(&sk->sk_socket);

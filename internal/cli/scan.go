@@ -35,7 +35,9 @@ up, however long the peer is gone.`,
 			if by := a.common.by; req.NoOwners && (by == "program" || by == "unit") {
 				return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", by))
 			}
-			saveMemory(os.Getenv)
+			if a.common.output != "table" || a.common.noBPF { // else there is next to no garbage
+				saveMemory(os.Getenv)
+			}
 			return a.stream(cmd.Context(), a.engine(), req)
 		},
 	}

@@ -410,10 +410,10 @@ func (r *run) lookOver(ctx context.Context, rows []uint32) error {
 		wanted[i] = true
 	}
 	for _, s := range r.spaces {
-		err := r.list(ctx, s, func() {}, func(sock *conn.Sock, _ *sockdiag.Memory) error {
-			if i, ok := r.find(sock.ID()); ok && wanted[i] {
+		err := r.list(ctx, s, func() {}, func(one *row, _ *sockdiag.Memory) error {
+			if i, ok := r.find(one.sock.ID()); ok && wanted[i] {
 				row := r.snap.table.at(i)
-				row.sock, row.read = *sock, r.snap.kernel.reading(s.diag.Described())
+				row.sock, row.read = one.sock, one.read
 			}
 			return nil
 		})

@@ -93,8 +93,8 @@ func (t *Target) Ping(ctx context.Context) error {
 	switch {
 	case status.Code(err) == codes.Unimplemented:
 		return nil
-	case status.Code(err) == codes.DeadlineExceeded && ctx.Err() != nil:
-		return fmt.Errorf("check health: %w", ctx.Err())
+	case status.Code(err) == codes.DeadlineExceeded: // which may come before ctx's own
+		return fmt.Errorf("check health: %w", context.DeadlineExceeded)
 	case err != nil:
 		return fmt.Errorf("check health: %w", err)
 	case answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING:

@@ -48,6 +48,10 @@ func openGRPC(u *url.URL) (Target, func() error, error) {
 	return t, t.held.Close, nil
 }
 
+// brokenError is that of a connection. Servers end those at any time, such as
+// by their age: the next one tells whether there is a server.
+type brokenError struct{ error }
+
 // Ping asks for the health of the service. A server without the health service
 // answers that it has none, which is an answer.
 func (t *grpcTarget) Ping(ctx context.Context) error {
@@ -56,6 +60,15 @@ func (t *grpcTarget) Ping(ctx context.Context) error {
 		return errNotConnected
 	}
 	serving, err := t.check(ctx, c)
+	if _, broken := errors.AsType[brokenError](err); broken && ctx.Err() == nil {
+		if err := t.Reconnect(ctx); err != nil {
+			return err
+		}
+		if c, ok = t.held.Get(); !ok { // closed meanwhile
+			return errNotConnected
+		}
+		serving, err = t.check(ctx, c)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return fmt.Errorf("check health: %w", ctx.Err())
@@ -92,7 +105,7 @@ func (t *grpcTarget) check(ctx context.Context, c *http.ClientConn) (serving boo
 	request.Header.Set("User-Agent", "deadpeer-heartbeat")
 	response, err := c.RoundTrip(request)
 	if err != nil {
-		return false, err
+		return false, brokenError{err}
 	}
 	defer func() { _ = response.Body.Close() }()
 	if kind := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "application/grpc") {

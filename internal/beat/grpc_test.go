@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 
 	"deadpeer/internal/beat"
 )
@@ -124,6 +125,29 @@ func TestNoGRPC(t *testing.T) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// A server that ends connections by their age is never down for it.
+func TestGRPCConnectionAge(t *testing.T) {
+	t.Parallel()
+	l := listen(t)
+	server := grpc.NewServer(grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 50 * time.Millisecond, MaxConnectionAgeGrace: time.Millisecond}))
+	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	e, err := open(t, "grpc://"+l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for range 50 {
+		time.Sleep(10 * time.Millisecond)
+		if err := e.Ping(t.Context()); err == nil {
+			failed = 0
+		} else if failed++; failed == 2 {
+			t.Fatalf("twice in a row: %v", err)
+		}
 	}
 }
 

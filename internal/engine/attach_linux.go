@@ -110,6 +110,13 @@ func (e *Engine) lockSettings(ctx context.Context) (unlock func(), err error) {
 // that nobody holds any more and listeners, and books why others cannot be.
 func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint32) {
 	guard := r.newGuard()
+	most := 0
+	for i := range r.snap.table.n {
+		if r.selected(i) {
+			most++
+		}
+	}
+	items, rows = make([]attach.Item, 0, most), make([]uint32, 0, most)
 	for i := range r.snap.table.n {
 		row := r.snap.table.at(i)
 		s := &row.sock
@@ -270,7 +277,7 @@ func (r *run) hasEnded(id conn.ID) bool {
 func probedLast(items []attach.Item, rows []uint32) (_ []attach.Item, _ []uint32, quiet int) {
 	var last []attach.Item
 	var lastRows []uint32
-	first, firstRows := make([]attach.Item, 0, len(items)), make([]uint32, 0, len(rows))
+	first, firstRows := items[:0], rows[:0]
 	for n, it := range items {
 		const soon = time.Second // what may pass until it is its turn
 		if heard, told := it.Sock.Heard(); it.Policy.Idle > 0 && (!told || heard+soon >= it.Policy.Idle) {

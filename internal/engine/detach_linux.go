@@ -78,7 +78,7 @@ func (e *Engine) locate(ctx context.Context, list []attachment) (*located, error
 	req := Request{Netns: "all", Settings: true, onlyNetns: map[uint32]bool{}}
 	for _, a := range list {
 		req.alsoNetns = append(req.alsoNetns, a.about.Netns)
-		for _, s := range a.Sockets() {
+		for s := range a.All() {
 			req.onlyNetns[s.ID.NetNS] = true
 		}
 	}
@@ -92,7 +92,7 @@ func (e *Engine) locate(ctx context.Context, list []attachment) (*located, error
 	defer taker.Close()
 	lost := map[uint64]conn.ID{}
 	for _, a := range list {
-		for _, s := range a.Sockets() {
+		for s := range a.All() {
 			if i, ok := r.find(s.ID); ok && r.snap.table.at(i).ownerN > 0 {
 				l.holders[s.ID], l.open[s.ID] = r.snap.ownersOf(r.snap.table.at(i)), true
 			} else if !l.look(taker, s.ID, []conn.Owner{s.Owner}) && (ok || r.spaces[s.ID.NetNS] == nil) {
@@ -137,7 +137,7 @@ func (l *located) ended(id conn.ID) bool {
 
 // gone lists the sockets of an attachment that have ended for good.
 func (l *located) gone(f attachment) (ids []conn.ID) {
-	for _, s := range f.Sockets() {
+	for s := range f.All() {
 		if l.holders[s.ID] == nil && l.ended(s.ID) {
 			ids = append(ids, s.ID)
 		}
@@ -173,7 +173,7 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 	for _, f := range found {
 		// While another deadpeer is at work this one may be its.
 		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns, Half: lockErr == nil && !f.Whole()}
-		for _, s := range f.Sockets() {
+		for s := range f.All() {
 			if l.open[s.ID] {
 				a.Sockets++
 			} else {
@@ -390,7 +390,7 @@ func (e *Engine) attachedSockets(ctx context.Context) (map[conn.ID]bool, error) 
 	}()
 	ids := map[conn.ID]bool{}
 	for _, f := range files {
-		for _, s := range f.Sockets() {
+		for s := range f.All() {
 			ids[s.ID] = true
 		}
 	}

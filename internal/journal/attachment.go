@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -166,6 +167,9 @@ func (a *Attachment) Len() int { return len(a.body.sockets) }
 // Sockets lists what it holds, by namespace and cookie.
 func (a *Attachment) Sockets() []Attached { return a.body.sockets.list() }
 
+// All visits what Sockets lists, in no order.
+func (a *Attachment) All() iter.Seq[Attached] { return maps.Values(a.body.sockets) }
+
 // Whole reports whether attaching and detaching came to their end. An
 // attachment of which they did not, while nobody has the right to ask, is what
 // a killed process left.
@@ -288,8 +292,16 @@ func (a *Attachment) Close() error {
 // Remove deletes the attachment.
 func (a *Attachment) Remove() error { return errors.Join(os.Remove(a.path), a.Close()) }
 
+// list sorts the identities, which are small, and copies what belongs to them
+// once.
 func (s sockets) list() []Attached {
-	return slices.SortedFunc(maps.Values(s), func(a, b Attached) int {
-		return cmp.Or(cmp.Compare(a.ID.NetNS, b.ID.NetNS), cmp.Compare(a.ID.Cookie, b.ID.Cookie))
+	ids := slices.AppendSeq(make([]conn.ID, 0, len(s)), maps.Keys(s))
+	slices.SortFunc(ids, func(a, b conn.ID) int {
+		return cmp.Or(cmp.Compare(a.NetNS, b.NetNS), cmp.Compare(a.Cookie, b.Cookie))
 	})
+	list := make([]Attached, len(ids))
+	for i, id := range ids {
+		list[i] = s[id]
+	}
+	return list
 }

@@ -83,7 +83,8 @@ type trace struct {
 	tracker *wire.Tracker
 	hz      int
 	sockets map[endpoints]*tracedSocket // that the filter selects, as of lookedAt
-	looked  time.Time
+	looking time.Time                   // when looking began last
+	looked  time.Time                   // and ended
 	stats   TraceStats
 	traced  Traced
 	err     error // of visit
@@ -105,6 +106,7 @@ func (t *trace) selects(a, b netip.AddrPort) bool {
 
 // look lists the sockets anew.
 func (t *trace) look() error {
+	t.looking = time.Now()
 	snap, err := t.e.Scan(t.ctx, Request{Netns: t.req.Netns, Filter: t.req.Filter, Settings: true})
 	if err != nil {
 		return err
@@ -172,18 +174,27 @@ func (t *trace) decided(e *wire.Event) bool {
 	return f == nil || f.Endpoints(e.Local, e.Peer) == conn.Yes || f.Endpoints(e.Peer, e.Local) == conn.Yes
 }
 
+// before gives how many of the probes that the kernel counted when we looked
+// went out before the first one of the trace. Looking may have taken its time,
+// and may have begun late: probes that followed the first do not count.
+func (t *trace) before(s *tracedSocket, first time.Time) int {
+	n := s.probes
+	if t.looked.After(first) {
+		n--
+	}
+	if late := t.looking.Sub(first); late > 0 && s.Known && s.Settings.Interval > 0 {
+		n -= int(late / s.Settings.Interval)
+	}
+	return max(0, n)
+}
+
 // foresee counts the probes as the kernel does, and tells when it gives up.
 func (t *trace) foresee(s *tracedSocket, e *wire.Event) {
 	sent := e.Sent
 	switch e.Kind {
 	case wire.Probe:
 		if sent = e.Time; e.N == 1 {
-			// Those before the trace began: we looked before this probe, or after.
-			s.missed = s.probes
-			if t.looked.After(e.Time) {
-				s.missed = max(0, s.probes-1)
-			}
-			s.probes = 0
+			s.missed, s.probes = t.before(s, e.Time), 0
 		}
 	case wire.Unanswered:
 	default:

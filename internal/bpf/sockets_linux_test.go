@@ -169,7 +169,7 @@ func TestSocketsHolders(t *testing.T) {
 	high := <-unshared
 	defer close(done)
 
-	handle := records(t, s, w.peer.NS())[int32(fdOf(t, c))].Handle
+	handle := records(t, s, w.peer.NS())[fdOf(t, c)].Handle
 	if handle.Inode == 0 || handle.Place == 0 {
 		t.Fatalf("handle %+v", handle)
 	}
@@ -188,14 +188,10 @@ func TestSocketsHolders(t *testing.T) {
 	})
 }
 
-type number int
-
-func (n number) Fd() uintptr { return uintptr(n) }
-
-func fdOf(t *testing.T, c syscall.Conn) (n number) {
+func fdOf(t *testing.T, c syscall.Conn) (n int32) {
 	t.Helper()
 	raw := must(c.SyscallConn())(t)
-	ok(t, raw.Control(func(fd uintptr) { n = number(fd) }))
+	ok(t, raw.Control(func(fd uintptr) { n = int32(fd) }))
 	return n
 }
 
@@ -247,7 +243,7 @@ func TestSocketsPinned(t *testing.T) {
 		t.Error("loaded although it was pinned")
 	}
 	for _, s := range []*Sockets{second, third} {
-		if got, found := records(t, s, w.peer.NS())[int32(fdOf(t, c))]; !found || got.Sock.Cookie != cookieOf(t, c) {
+		if got, found := records(t, s, w.peer.NS())[fdOf(t, c)]; !found || got.Sock.Cookie != cookieOf(t, c) {
 			t.Errorf("%+v", got)
 		}
 		ok(t, s.Close())

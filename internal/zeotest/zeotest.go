@@ -57,13 +57,6 @@ func Serve(l net.Listener, msgpack bool) *Server {
 // Addr is where it listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Conns is how many connections there are.
-func (s *Server) Conns() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns)
-}
-
 // Hang has the server answer no more, its connections staying open: a program
 // that hangs on a kernel that does not.
 func (s *Server) Hang() { s.silent.Store(true) }

@@ -19,10 +19,10 @@
 // # What happens when
 //
 // A target is pinged one period after it was added, and again one period after
-// each answer. A failed ping is followed by another at once. So many failures
-// in a row as [Options.Failures] says make the target [Down]: it is reconnected
-// when it can be, at once and then after growing random waits, until a ping is
-// answered again.
+// each answer, each time a little earlier ([Options.Jitter]). A failed ping is
+// followed by another at once. So many failures in a row as [Options.Failures]
+// says make the target [Down]: it is reconnected when it can be, at once and
+// then after growing random waits, until a ping is answered again.
 //
 // A call that has not returned by its deadline counts as failed, and again
 // after each further deadline. It costs its own target only: its goroutine is

@@ -15,7 +15,7 @@ var ErrNotConnected = errors.New("not connected to the database")
 
 // Single is one connection to a database, held for its pings alone, and a
 // target of package heartbeat. The driver must be a driver.Pinger. Safe for
-// concurrent use.
+// concurrent use, but for Ping: one at a time, as a monitor pings.
 type Single struct {
 	connector driver.Connector
 	held      holder.Of[*lone]

@@ -21,7 +21,7 @@ takes a row lock and its link is cut; it comes back from another address and is
 locked out by its own phantom, which the kernel alone would keep for ever. Then
 deadpeer asks, proves the phantom dead and releases it, and the client takes its
 lock, while five others keep theirs. Sockets, link, lock server and times are
-real. It takes about 10 s; all it made is removed at the end.
+real. It takes about 15 s; all it made is removed at the end.
 
 Runs as root, or as anybody where user namespaces are allowed. Exits 0 only if
 every step came out right.

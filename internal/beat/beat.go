@@ -38,8 +38,8 @@ func schemes() map[string]func(*url.URL) (Target, func() error, error) {
 	}
 }
 
-// Schemes are the URL schemes that Open knows.
-const Schemes = "zeo, firebird, postgres, mysql, redis, rediss, http, https, grpc, grpcs, ws, wss, tcp"
+// known are the schemes for those who meant another.
+const known = "zeo, firebird, postgres, mysql, redis, rediss, http, https, grpc, grpcs, ws, wss, tcp"
 
 // Open makes the endpoint of a URL. It connects to nothing. Errors do not
 // repeat what may be a password.
@@ -52,7 +52,7 @@ func Open(raw string) (*Endpoint, error) {
 	open := schemes()[u.Scheme]
 	switch {
 	case open == nil:
-		return nil, fmt.Errorf("%s: scheme %q is not one of %s", e.Name, conn.Printable(u.Scheme), Schemes)
+		return nil, fmt.Errorf("%s: scheme %q is not one of %s", e.Name, conn.Printable(u.Scheme), known)
 	case u.Hostname() == "":
 		return nil, fmt.Errorf("%s: no host", e.Name)
 	}
@@ -83,7 +83,7 @@ func (e *Endpoint) Text(err error) string {
 
 func show(u *url.URL) string {
 	shown := *u
-	shown.RawQuery, shown.Fragment, shown.RawFragment = "", "", ""
+	shown.Opaque, shown.RawQuery, shown.Fragment, shown.RawFragment = "", "", "", ""
 	if shown.User = nil; u.User.Username() != "" {
 		shown.User = url.User(u.User.Username())
 	}

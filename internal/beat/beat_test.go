@@ -65,6 +65,8 @@ func TestRefused(t *testing.T) {
 	for raw, want := range map[string]string{
 		"ftp://u:hidden@h":               `scheme "ftp" is not one of zeo, `,
 		"h:5432":                         `scheme "h" is not one of`,
+		"redis:u:hidden@h":               "no host",
+		"u:hidden@h/x":                   `scheme "u" is not one of`,
 		"postgres://":                    "no host",
 		"tcp://h":                        "no port",
 		"grpc://h":                       "no port",

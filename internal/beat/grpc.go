@@ -113,7 +113,7 @@ func (t *grpcTarget) check(ctx context.Context, c *http.ClientConn) (serving boo
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, mostMessage+1))
 	if err != nil {
-		return false, err
+		return false, brokenError{err}
 	}
 	if len(body) > mostMessage {
 		return false, fmt.Errorf("answer is longer than %d bytes", mostMessage)

@@ -188,16 +188,13 @@ func (r *run) findHome(ctx context.Context, l *look) error {
 	for n, space := range r.spaces {
 		q := sockdiag.Query{States: 1 << conn.Established, Filter: ports.Kernel(conn.KernelSupport{}), NoInfo: true}
 		err := space.diag.Dump(ctx, q, func(s *conn.Sock, _ *sockdiag.Memory) error {
-			l.home[n] = l.home[n] || l.fits(s, self)
+			if l.fits(s, self) {
+				l.home[n] = true
+			}
 			return nil
 		})
 		if err != nil {
 			return err
-		}
-	}
-	for n, home := range l.home {
-		if !home {
-			delete(l.home, n)
 		}
 	}
 	if len(l.home) == 0 {

@@ -188,8 +188,8 @@ func do[T any](ctx context.Context, d *DB, verb string, f func(context.Context, 
 	}
 }
 
-// call is do without its bound. A driver that panics at what a server sends
-// has failed like any other.
+// call is do without its bound. A driver that panics at the rows a
+// server sends has failed like any other.
 func call[T any](outer, ctx context.Context, d *DB, verb string, f func(context.Context, *sql.Conn) (T, error)) (value T, err error) {
 	defer func() {
 		if p := recover(); p != nil {

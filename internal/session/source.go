@@ -126,10 +126,6 @@ func parseURL(raw string) (s Source, err error) {
 	return s, nil
 }
 
-// Engine is the kind of database. A server may turn out to be MariaDB where
-// MySQL was said, and the other way round.
-func (s Source) Engine() Engine { return s.engine }
-
 // Inline reports whether the URL itself held the password.
 func (s Source) Inline() bool { return s.inline }
 

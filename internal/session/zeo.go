@@ -88,7 +88,6 @@ func parseZEO(answer []byte, now time.Time) ([]Session, error) {
 	var storages map[string]struct {
 		LockTime *float64 `json:"lock_time"` // seconds since 1970
 		Waiting  int64    `json:"waiting"`
-		Active   int64    `json:"active_txns"`
 	}
 	if err := json.Unmarshal(answer, &storages); err != nil {
 		return nil, fmt.Errorf("not a ZEO server: %w", err)

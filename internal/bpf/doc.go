@@ -9,7 +9,8 @@
 //     namespace, with or without a descriptor.
 //   - [AttachHook] puts a policy on every new connection of a cgroup before
 //     connect() or accept() returns it, for as long as the hook is there, and
-//     on request keeps programs from weakening it.
+//     on request keeps programs from weakening it, or notes what they set
+//     themselves.
 //
 // Linux 5.15 with BTF of its own (CONFIG_DEBUG_INFO_BTF). All need CAP_BPF and
 // CAP_PERFMON, entering a network namespace CAP_SYS_ADMIN, hooks CAP_NET_ADMIN

@@ -27,8 +27,16 @@ func Features() []Feature {
 			var o policyObjects
 			return loaded(load(spec, &o), &o)
 		}),
-		try("policy on new connections (BPF sockops)", "the kernel takes the program", func() error {
-			return loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored)
+		try("policy on new connections (BPF sockops)", "the kernel takes the programs", func() error {
+			if err := loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored); err != nil {
+				return err
+			}
+			spec, err := loadOwn() // which notes what programs set themselves
+			if err != nil {
+				return err
+			}
+			var p ownPrograms
+			return loaded(load(spec, &p), &p)
 		}),
 		try("hold programs to a policy (BPF setsockopt hook)", "the kernel takes the program", func() error {
 			return loadOfHook(hookProgEnforce)
@@ -40,7 +48,7 @@ func Features() []Feature {
 	} else {
 		cgroups.OK, cgroups.Detail = true, "mounted at "+root
 	}
-	pins := Feature{Name: "BPF programs that stay loaded (bpffs)"}
+	pins := Feature{Name: "bpffs, for policy on new connections and programs that stay loaded"}
 	if dir, err := PinDir(); err != nil {
 		pins.Detail, pins.Mend = err.Error(), "mount -t bpf bpf "+bpffs
 	} else {

@@ -234,6 +234,7 @@ func TestAttachInterrupted(t *testing.T) {
 			cancel()
 		}
 	}})
+	w.engine.cgroups = w.dir
 	p := minute()
 	p.UserTimeout = time.Hour
 	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: p}}})
@@ -289,6 +290,7 @@ func TestAttachMeanwhile(t *testing.T) {
 				ok(t, w.servers[peers[0]].Close())
 				setOpt(t, w.servers[peers[1]], unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77)
 			}})
+			w.engine.cgroups = w.dir
 			w.engine.bpfFrom = from
 			a := w.attach(w.request(), minute())
 			if a.Changed != 3 || a.Matched != 3 || a.Failed != 0 || a.Ended != 1 {

@@ -159,6 +159,7 @@ func (r role) run(ctx context.Context) error {
 		}
 	}
 	e := New(Options{RuntimeDir: r.Dir, ProcRoot: r.Proc, StateDir: r.State, Step: step, AttachStep: func(s attach.Step) { step(probe.Step(s)) }})
+	e.cgroups = r.Dir
 	req := Request{Netns: r.Netns, Filter: filter, Rules: r.Rules}
 	out := json.NewEncoder(os.Stdout)
 	if err := out.Encode(line{PID: os.Getpid()}); err != nil {

@@ -113,6 +113,7 @@ func TestAttachNew(t *testing.T) {
 			cgroup := testCgroup(t)
 			hooks := hookDir(t)
 			w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
+			w.engine.cgroups = w.dir
 			m := newMaker(t, cgroup, w.server.Start)
 			m.do("make", "0 7200 75 9 0")
 			future := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
@@ -161,6 +162,7 @@ func TestAttachNewWithoutBPF(t *testing.T) {
 	w.connect("tcp4", w.near, 2)
 	before := w.serverOptions()
 	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), NoBPF: true})
+	w.engine.cgroups = w.dir
 	rule := AttachRule{Policy: minute(), New: true}
 	_, err := w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}})
 	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "without --new") {

@@ -54,6 +54,7 @@ func TestAttachNewUnderLoad(t *testing.T) {
 		}
 	})
 	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks, ProcRoot: procRoot(t, cmd.Process.Pid)})
+	w.engine.cgroups = w.dir
 	req := w.filtered("state established")
 	req.Settings = true
 	settings := func() map[uint64]keepalive.Settings {

@@ -88,6 +88,7 @@ func TestProtectedOthers(t *testing.T) {
 	w := newWorld(t)
 	peers := w.connect("tcp4", w.near, 3)
 	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, w.hold("kubelet", peers[0]), w.hold("kubelet2", peers[1]))})
+	w.engine.cgroups = w.dir
 	l := w.listener("tcp4")
 	own := netip.AddrPortFrom(w.toNear.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port())
 	c := must(w.server.Dial(t.Context(), "tcp4", own.String()))(t)

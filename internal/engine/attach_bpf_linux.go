@@ -89,7 +89,9 @@ func pick[T any](all []T, at []int) []T {
 func (b *bpfTransport) change(ctx context.Context, op bpf.Op, changes []attach.Change, report func(i int, err error)) (left []int) {
 	return b.apply(ctx, len(changes), func(i int) (attach.Target, bpf.Change) {
 		c := &changes[i]
-		return c.Target, bpf.Change{Op: op, Settings: c.Settings, Conditional: c.Conditional, Was: c.Was}
+		s := c.Settings
+		s.KeepAlive = s.KeepAlive || op == bpf.Set // as keepalive.SetFD has it
+		return c.Target, bpf.Change{Op: op, Settings: s, Conditional: c.Conditional, Was: c.Was}
 	}, func(i int, r bpf.Result) {
 		if errors.Is(r.Err, bpf.ErrDiffers) {
 			r.Err = attach.ErrDiffers

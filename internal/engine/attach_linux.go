@@ -47,7 +47,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 			return nil, errors.Join(err, file.Remove())
 		}
 	}
-	defer func() { err = e.settle(file, len(hooks) > 0, err) }()
+	defer func() { err = e.settle(ctx, file, len(hooks) > 0, err) }()
 	req.NoOwners, req.Settings = false, true
 	r, err := e.see(ctx, req.Request)
 	if err != nil {
@@ -159,12 +159,13 @@ func (r *run) ruleOf(i uint32, rules []AttachRule) int {
 }
 
 // settle closes the file of an attachment, and removes what is of no use.
-func (e *Engine) settle(file *journal.Attachment, hooked bool, err error) error {
+func (e *Engine) settle(ctx context.Context, file *journal.Attachment, hooked bool, err error) error {
 	if file == nil {
 		return err
 	}
 	if err != nil && hooked {
-		err = errors.Join(err, e.unhook(file.ID))
+		// What the hooks gave meanwhile stays in the file, for detach.
+		err = errors.Join(err, e.endHooks(context.WithoutCancel(ctx), file))
 	}
 	if file.Len() == 0 && (err != nil || !hooked) {
 		return errors.Join(err, file.Remove())
@@ -221,7 +222,7 @@ func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []at
 			return err
 		}
 	}
-	return r.lookOver(ctx, rows)
+	return r.lookOver(context.WithoutCancel(ctx), rows) // only to show what was done
 }
 
 // settingsOf gives what a row was seen to have.

@@ -265,10 +265,7 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	}
 	if a.hooked() {
 		// The hooks end first: with --enforce they would hold us to the policy, too.
-		if err := e.adopt(ctx, a.Attachment); err != nil {
-			return nil, err
-		}
-		if err := e.unhook(a.ID); err != nil {
+		if err := e.endHooks(ctx, a.Attachment); err != nil {
 			return nil, err
 		}
 	}

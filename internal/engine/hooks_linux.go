@@ -128,6 +128,23 @@ func (e *Engine) hooksOf(id string) (mine []*bpf.Hook, err error) {
 	return mine, err
 }
 
+// endHooks takes down the hooks of an attachment, and notes in its file what
+// they changed. They are stopped first: what they gave between the noting and
+// their end nobody would know of.
+func (e *Engine) endHooks(ctx context.Context, file *journal.Attachment) error {
+	hooks, err := e.hooksOf(file.ID)
+	for _, h := range hooks {
+		err = errors.Join(err, h.Stop(), h.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.adopt(ctx, file); err != nil {
+		return err
+	}
+	return e.unhook(file.ID)
+}
+
 func (e *Engine) unhook(id string) error {
 	hooks, err := e.hooksOf(id)
 	for _, h := range hooks {

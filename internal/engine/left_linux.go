@@ -165,8 +165,8 @@ func (s stray) remove() error {
 // programs that have ended, or never began, while nobody watched. They are
 // that only for a caller with the lock. Close them.
 func (e *Engine) strays() (list []stray, err error) {
-	cgroups := e.runCgroups()
 	hooks, err := bpf.Hooks(e.options.HookDir)
+	cgroups := e.runCgroups() // after the hooks: a cgroup is there before its hook
 	known, knownErr := e.attachments()
 	closeAttachments(known)
 	for _, h := range hooks {
@@ -176,7 +176,7 @@ func (e *Engine) strays() (list []stray, err error) {
 			// The label of a damaged hook names no cgroup.
 			s.cgroup, s.Why = cgroups[program], "its program has ended"
 			delete(cgroups, program)
-			if populated(s.cgroup) {
+			if s.cgroup != "" && (populated(s.cgroup) || beginning(s.cgroup)) {
 				s.close()
 				continue
 			}
@@ -275,7 +275,11 @@ func beginning(dir string) bool {
 		return false
 	}
 	defer func() { _ = f.Close() }()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil { // not by closing alone: a child that is being started has a copy for a moment
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	}
+	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
 // removeCgroup removes a cgroup and those that the program has made below it.

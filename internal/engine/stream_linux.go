@@ -38,6 +38,7 @@ func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection
 		defer s.owners.stop()
 	}
 	for _, space := range r.spaces {
+		s.first = s.n
 		if err := r.list(ctx, space, s.restart, s.next); err != nil {
 			return nil, err
 		}
@@ -82,6 +83,7 @@ type stream struct {
 	ownerless bool         // one that was shown has none
 	torn      bool         // what was shown cannot be taken back
 	n         int
+	first     int // of those of the namespace
 	c         Connection
 
 	last  [16]uint64 // cookies
@@ -89,9 +91,10 @@ type stream struct {
 }
 
 func (s *stream) restart() {
-	if s.torn = s.owners == nil || s.known; !s.torn {
-		s.snap.table.truncate(0)
-		s.n = 0
+	if s.torn = s.n > s.first && (s.owners == nil || s.known); !s.torn {
+		s.snap.table.truncate(min(s.snap.table.n, uint32(s.first)))
+		s.n = s.first
+		clear(s.last[:])
 	}
 }
 

@@ -46,6 +46,7 @@ func (w *world) tuner(t *testing.T, change ...func(*Options)) {
 		c(&o)
 	}
 	w.engine = New(o)
+	w.engine.cgroups = w.dir
 }
 
 func (w *world) tune(existing bool, values map[host.Part]int64) Tuned {

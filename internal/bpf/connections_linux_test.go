@@ -28,7 +28,7 @@ func TestConnectionsAsSockDiag(t *testing.T) {
 			start := time.Now()
 			before := w.dump(ns)
 			got := map[uint64]conn.Sock{}
-			ok(t, s.Connections(t.Context(), ns, func(r *Record) error {
+			ok(t, s.Connections(t.Context(), ns, nil, func(r *Record) error {
 				got[r.Sock.Cookie] = r.Sock
 				return nil
 			}))

@@ -23,7 +23,7 @@
 //		return err
 //	}
 //	defer s.Close()
-//	err = s.Connections(ctx, ns, func(r *bpf.Record) error {
+//	err = s.Connections(ctx, ns, nil, func(r *bpf.Record) error {
 //		fmt.Println(r.Sock.Local(), r.Sock.Peer(), r.Settings.KeepAlive)
 //		return nil
 //	})

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -30,7 +31,7 @@ func FuzzRecords(f *testing.F) {
 			n = 0
 		}
 		d := recordReader{hz: 250}
-		check("records", recordLen, readAhead(context.Background(), bytes.NewReader(b), func(b []byte) ([]byte, error) {
+		check("records", recordLen, readAhead(context.Background(), bytes.NewReader(b), nil, func(b []byte) ([]byte, error) {
 			return d.read(b, func(r *Record) error {
 				_, _ = r.Sock.Local().String(), r.Sock.Peer().String()
 				n++
@@ -104,6 +105,57 @@ func FuzzDecodeLabel(f *testing.F) {
 	})
 }
 
+// What is read while there is a hold is taken after it, all of it and in order.
+func TestReadAheadHolds(t *testing.T) {
+	t.Parallel()
+	const size = 20 * aheadLen
+	all := make([]byte, size)
+	for i := range all {
+		all[i] = byte(i / 7)
+	}
+	in := &counted{Reader: bytes.NewReader(all)}
+	hold := make(chan struct{})
+	var got []byte
+	done := make(chan error, 1)
+	go func() {
+		done <- readAhead(t.Context(), in, hold, func(b []byte) ([]byte, error) {
+			got = append(got, b...)
+			return nil, nil
+		})
+	}()
+	for in.n.Load() < size {
+		select {
+		case err := <-done:
+			t.Fatalf("it did not wait: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if len(got) > 0 {
+		t.Error("something was taken too early")
+	}
+	close(hold)
+	if err := <-done; err != nil || !bytes.Equal(got, all) {
+		t.Errorf("%d bytes, want %d: %v", len(got), len(all), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := readAhead(ctx, bytes.NewReader(all), make(chan struct{}), func([]byte) ([]byte, error) { return nil, nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled while there is a hold: %v", err)
+	}
+}
+
+// counted counts what was read.
+type counted struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
 // A read error of an iterator is told.
 func TestReadIter(t *testing.T) {
 	t.Parallel()
@@ -112,7 +164,7 @@ func TestReadIter(t *testing.T) {
 		if err := readIter(t.Context(), in, func(b []byte) ([]byte, error) { return b, nil }); !errors.Is(err, bad) {
 			t.Errorf("%v", err)
 		}
-		if err := readAhead(t.Context(), in, func([]byte) ([]byte, error) { return nil, nil }); !errors.Is(err, bad) {
+		if err := readAhead(t.Context(), in, nil, func([]byte) ([]byte, error) { return nil, nil }); !errors.Is(err, bad) {
 			t.Errorf("ahead: %v", err)
 		}
 	}

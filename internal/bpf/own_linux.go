@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -53,23 +51,14 @@ func (h *Hook) follow() error {
 // ownCalls are those of programs on connections, by cookie; nil when the hook
 // does not follow them.
 func (h *Hook) ownCalls(ctx context.Context) (map[uint64]ownCalls, error) {
-	in, err := os.Open(filepath.Join(h.dir, pinListOwn))
+	calls := map[uint64]ownCalls{}
+	err := listed(ctx, h, pinListOwn, func(m *ownMade) error {
+		calls[m.Cookie] = m.Calls
+		return nil
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
-	} else if err != nil {
-		return nil, err
 	}
-	defer func() { _ = in.Close() }()
-	calls := map[uint64]ownCalls{}
-	const size = int(unsafe.Sizeof(ownMade{}))
-	err = readIter(ctx, in, func(b []byte) ([]byte, error) {
-		for ; len(b) >= size; b = b[size:] {
-			var m ownMade
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), size), b)
-			calls[m.Cookie] = m.Calls
-		}
-		return b, nil
-	})
 	return calls, err
 }
 

@@ -151,9 +151,9 @@ func (c *Changer) walk(ctx context.Context) error {
 	if err != nil {
 		return explain(err)
 	}
-	in, err := it.Open()
+	in, err := walkOf(it)
 	if err != nil {
-		return errors.Join(explain(err), it.Close())
+		return errors.Join(err, it.Close())
 	}
 	err = readIter(ctx, in, func([]byte) ([]byte, error) { return nil, nil })
 	return errors.Join(err, closeAll(in, it))

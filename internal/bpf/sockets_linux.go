@@ -177,8 +177,9 @@ func (s *Sockets) Close() error {
 // (conn.Connections), IPv4 and IPv6 alike, with a Record that is used again for
 // the next one. An error of visit ends it and is returned. Sockets that come
 // and go meanwhile may be missed, or visited twice, one shortly after the
-// other.
-func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, visit func(*Record) error) error {
+// other. Unless hold is nil nothing is visited before it is closed; the kernel
+// goes on listing meanwhile, which takes some 180 bytes of memory a connection.
+func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan struct{}, visit func(*Record) error) error {
 	var in io.ReadCloser
 	err := ns.Do(func() (err error) { // it lists where it was opened
 		in, err = s.lists[connections].open()
@@ -187,7 +188,7 @@ func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, visit func(*Rec
 	if err == nil {
 		d := recordReader{hz: s.hz}
 		d.r.Sock.NetNS = ns.Inode()
-		err = readAhead(ctx, in, func(b []byte) ([]byte, error) { return d.read(b, visit) })
+		err = readAhead(ctx, in, hold, func(b []byte) ([]byte, error) { return d.read(b, visit) })
 		err = errors.Join(err, in.Close())
 	}
 	if err != nil {
@@ -214,7 +215,7 @@ func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error
 
 func (l list) open() (io.ReadCloser, error) {
 	if l.iter != nil {
-		return l.iter.Open()
+		return walkOf(l.iter)
 	}
-	return os.Open(l.pin)
+	return walkOfPin(l.pin)
 }

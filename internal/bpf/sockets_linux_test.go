@@ -38,7 +38,7 @@ func records(t *testing.T, s *Sockets, spaces ...*netns.NS) map[int32]Record {
 	}))
 	m := map[int32]Record{}
 	for _, ns := range spaces {
-		ok(t, s.Connections(t.Context(), ns, func(r *Record) error {
+		ok(t, s.Connections(t.Context(), ns, nil, func(r *Record) error {
 			for _, fd := range at[r.Handle] {
 				m[fd] = *r
 			}
@@ -108,12 +108,12 @@ func TestSockets(t *testing.T) {
 		})
 	}
 	stop := errors.New("stop")
-	if err := s.Connections(t.Context(), w.server.NS(), func(*Record) error { return stop }); !errors.Is(err, stop) {
+	if err := s.Connections(t.Context(), w.server.NS(), nil, func(*Record) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error of visit: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.Connections(ctx, w.server.NS(), func(*Record) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := s.Connections(ctx, w.server.NS(), nil, func(*Record) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("error of ctx: %v", err)
 	}
 	if err := s.Descriptors(ctx, func(Descriptor) {}); !errors.Is(err, context.Canceled) {

@@ -112,7 +112,7 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 	guard := r.newGuard()
 	most := 0
 	for i := range r.snap.table.n {
-		if r.selected(i) {
+		if r.selected(r.snap.table.at(i)) {
 			most++
 		}
 	}
@@ -120,10 +120,10 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 	for i := range r.snap.table.n {
 		row := r.snap.table.at(i)
 		s := &row.sock
-		if !r.selected(i) {
+		if !r.selected(row) {
 			continue
 		}
-		rule := r.ruleOf(i, rules)
+		rule := r.ruleOf(row, rules)
 		if rule < 0 || s.State == conn.Listen || s.Inode == 0 && s.State != conn.Established && s.State != conn.CloseWait {
 			row.skip = true
 			continue
@@ -147,9 +147,9 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 	return items, rows
 }
 
-// ruleOf is the first rule that matches row i, -1 for none.
-func (r *run) ruleOf(i uint32, rules []AttachRule) int {
-	s := r.subject(i)
+// ruleOf is the first rule that matches a row, -1 for none.
+func (r *run) ruleOf(row *row, rules []AttachRule) int {
+	s := r.subject(row)
 	for n := range rules {
 		if f := rules[n].Filter; f == nil || f.Match(&s) == conn.Yes {
 			return n

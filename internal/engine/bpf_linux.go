@@ -49,7 +49,7 @@ func (r *run) listByBPF(ctx context.Context, s *space, visit func(*row, *sockdia
 	var one row
 	var last bpf.Settings // neighbours are alike
 	var at, tick uint32
-	return r.sockets.Connections(ctx, s.ns, func(c *bpf.Record) error {
+	return r.sockets.Connections(ctx, s.ns, r.ready, func(c *bpf.Record) error {
 		if subject.Sock = &c.Sock; !states.Has(c.Sock.State) || r.rejects(&subject, open) {
 			return nil
 		}

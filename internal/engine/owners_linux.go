@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
@@ -32,9 +34,12 @@ func (c *claims) add(one claim) {
 	if one.socket.Inode == 0 {
 		return // no socket has that
 	}
-	if c.n >= len(c.places)/8*7 {
+	if c.n >= len(c.places)/2 { // fuller, the way to the next free place is long
 		old := c.places
 		c.places = make([]claim, max(1<<10, 2*len(old)))
+		for i := 0; i < len(c.places); i += os.Getpagesize() / int(unsafe.Sizeof(claim{})) {
+			c.places[i] = claim{} // a page read before it is written faults twice, once on all processors
+		}
 		for _, one := range old {
 			if one.socket.Inode != 0 {
 				c.put(one)
@@ -74,6 +79,15 @@ func (c *claims) appendOwners(list []conn.Owner, inode, place uint32) []conn.Own
 		})
 	}
 	return list
+}
+
+// prefetch begins to bring in what appendOwners will look at: done for several
+// sockets before it, they are waited for together. What it gives tells nothing.
+func (c *claims) prefetch(inode uint32) uint32 {
+	if c.n == 0 {
+		return 0
+	}
+	return c.places[spread(uint64(inode))&uint32(len(c.places)-1)].socket.Inode
 }
 
 // own gives a row its owners.
@@ -187,22 +201,22 @@ func (r *run) findOwners(s *ownerSearch) error {
 // name reads what is to be known of owners.
 func (r *run) name(owners []conn.Owner) {
 	for _, o := range owners {
-		if o.PID != r.named { // neighbours are alike
+		if at := uint32(o.PID) % uint32(len(r.named)); r.named[at] != o.PID {
 			r.process(o.PID)
-			r.named = o.PID
+			r.named[at] = o.PID
 		}
 	}
 }
 
 // process reads what there is to know of a process, once.
 func (r *run) process(pid int32) *conn.Process {
-	if p, ok := r.snap.processes[pid]; ok {
+	if p := r.snap.Process(pid); p != nil {
 		return p
 	}
 	p, err := r.proc.Process(pid)
 	if err != nil {
 		p = conn.Process{PID: pid} // it has ended
 	}
-	r.snap.processes[pid] = &p
+	r.snap.processes.add(&p)
 	return &p
 }

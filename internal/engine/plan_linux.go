@@ -68,7 +68,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 	}
 	for i := range q.snap.table.n {
 		row := q.snap.table.at(i)
-		if !q.selected(i) || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
+		if !q.selected(row) || q.req.EvenAlive && q.req.Filter.Names(row.sock.Cookie) {
 			continue
 		}
 		a := q.about(row)
@@ -124,7 +124,7 @@ func (p *Plan) add(item planned) {
 // addNamed adds the connections that the filter names by cookie.
 func (p *Plan) addNamed(r *run) {
 	for i := range p.Snapshot.table.n {
-		if row := p.Snapshot.table.at(i); r.selected(i) && r.req.Filter.Names(row.sock.Cookie) {
+		if row := p.Snapshot.table.at(i); r.selected(row) && r.req.Filter.Names(row.sock.Cookie) {
 			p.add(planned{row: i, item: release.Item{Sock: row.sock, Any: true}})
 		}
 	}

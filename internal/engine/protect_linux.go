@@ -62,7 +62,7 @@ func (g *guard) of(row *row) protection {
 		if g.ancestors[o.PID] {
 			return ownSession
 		}
-		if p := g.run.snap.processes[o.PID]; p != nil && p.Comm == "kubelet" {
+		if p := g.run.snap.Process(o.PID); p != nil && p.Comm == "kubelet" {
 			return ofKubelet
 		}
 	}

@@ -31,12 +31,13 @@ type run struct {
 	req      Request
 	proc     *procfd.FS
 	spaces   map[uint32]*space
-	sockets  *bpf.Sockets // nil where BPF is not used
-	unlisted error        // why connections were not listed by BPF although sockets is open
+	sockets  *bpf.Sockets    // nil where BPF is not used
+	ready    <-chan struct{} // what BPF lists is visited only when it is closed; nil for at once
+	unlisted error           // why connections were not listed by BPF although sockets is open
 	snap     *Snapshot
-	index    index  // by cookie
-	hidden   string // why some owners may not have been found
-	named    int32  // the process looked at last
+	index    index     // by cookie
+	hidden   string    // why some owners may not have been found
+	named    [64]int32 // processes looked at lately
 	looks    looks
 	ended    int // connections that ended before they could be changed
 
@@ -165,7 +166,7 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 	r := &run{
 		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[setting]uint32{},
 		snap: &Snapshot{
-			TakenAt: kernel.taken, Rules: req.Rules, processes: map[int32]*conn.Process{},
+			TakenAt: kernel.taken, Rules: req.Rules,
 			outcomes: map[uint32]Outcome{}, kernel: kernel,
 		},
 	}
@@ -366,8 +367,7 @@ func (r *run) find(id conn.ID) (i uint32, ok bool) {
 	return i, ok
 }
 
-func (r *run) subject(i uint32) conn.Subject {
-	row := r.snap.table.at(i)
+func (r *run) subject(row *row) conn.Subject {
 	return conn.Subject{
 		Sock: &row.sock, Owners: r.snap.ownersOf(row),
 		OwnersKnown: r.wantsOwners(),
@@ -385,7 +385,7 @@ func (r *run) selectRows() {
 	for i := range r.snap.table.n {
 		row := r.snap.table.at(i)
 		if needed {
-			s := r.subject(i)
+			s := r.subject(row)
 			row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict())
 		}
 		ownerless = ownerless || !row.skip && row.lost()
@@ -407,7 +407,7 @@ func (r *run) finish() {
 	snap := r.snap
 	snap.order = make([]uint32, 0, snap.table.n)
 	for i := range snap.table.n {
-		if r.selected(i) {
+		if r.selected(r.snap.table.at(i)) {
 			snap.order = append(snap.order, i)
 		}
 	}
@@ -420,14 +420,13 @@ func (r *run) finish() {
 	}
 }
 
-// selected reports whether the filter selects row i, its verdict now known.
-func (r *run) selected(i uint32) bool {
+// selected reports whether the filter selects a row, its verdict now known.
+func (r *run) selected(row *row) bool {
 	snap := r.snap
-	row := snap.table.at(i)
 	if row.skip || !r.req.Filter.NeedsVerdict() {
 		return !row.skip
 	}
-	s := r.subject(i)
+	s := r.subject(row)
 	s.Judged = true
 	if snap.Asked {
 		s.Verdict = snap.table.asking(row).verdict

@@ -68,7 +68,7 @@ func (s *Snapshot) Sessions() iter.Seq2[*Tie, *Connection] {
 			t := &s.ties[i]
 			switch {
 			case t.tied && shown[t.row]:
-				s.fill(&c, t.row)
+				s.fill(&c, s.table.at(t.row))
 				if !yield(t, &c) {
 					return
 				}
@@ -144,7 +144,7 @@ func (h *hinter) look(row *row) {
 			n = len(s.Hints)
 			h.at[key] = n
 			s.Hints = append(s.Hints, Hint{Text: fmt.Sprintf("%s[%d] is a database: --db %s://USER@%s/%s tells what its sessions hold",
-				conn.Printable(s.processes[o.PID].Comm), o.PID, h.scheme, row.sock.Local(), hintDatabase(h.scheme))})
+				conn.Printable(s.Process(o.PID).Comm), o.PID, h.scheme, row.sock.Local(), hintDatabase(h.scheme))})
 		}
 		if s.Asked && s.table.asking(row).verdict == conn.Dead {
 			s.Hints[n].Dead = true
@@ -154,7 +154,7 @@ func (h *hinter) look(row *row) {
 
 func (h *hinter) schemeOf(pid int32) string {
 	scheme, known := h.schemes[pid]
-	if p := h.snap.processes[pid]; !known && p != nil {
+	if p := h.snap.Process(pid); !known && p != nil {
 		scheme = serverScheme(p.Comm)
 		h.schemes[pid] = scheme
 	}
@@ -177,7 +177,7 @@ func (s *Snapshot) describe(owners []conn.Owner) string {
 		return "a program that we may not see"
 	}
 	name := ""
-	if p := s.processes[owners[0].PID]; p != nil {
+	if p := s.Process(owners[0].PID); p != nil {
 		name = conn.Printable(p.Comm)
 	}
 	return strings.TrimSpace(fmt.Sprintf("%s[%d]", name, owners[0].PID))

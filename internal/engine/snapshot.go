@@ -2,6 +2,7 @@ package engine
 
 import (
 	"iter"
+	"sync"
 	"time"
 
 	"deadpeer/forecast"
@@ -25,7 +26,7 @@ type Snapshot struct {
 	order     []uint32     // rows shown
 	owners    []conn.Owner // of connections that have several
 	settings  []setting    // each that was met, once
-	processes map[int32]*conn.Process
+	processes processes
 	memory    []sockdiag.Memory
 	fails     []verdict.Fail // what the controls of each path tell
 	kernel    kernel
@@ -68,13 +69,35 @@ type Connection struct {
 }
 
 // Process tells of a process that owns the connection.
-func (c *Connection) Process(pid int32) *conn.Process { return c.snap.processes[pid] }
+func (c *Connection) Process(pid int32) *conn.Process { return c.snap.Process(pid) }
 
 // TakenAt is that of the snapshot: forecasts count from it.
 func (c *Connection) TakenAt() time.Time { return c.snap.TakenAt }
 
 // Reason says in words why the verdict is what it is.
 func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }
+
+// processes are those that own connections. They are safe for concurrent use.
+type processes struct {
+	mu    sync.RWMutex
+	known map[int32]*conn.Process
+}
+
+// find gives nil for one that nobody has looked at.
+func (p *processes) find(pid int32) *conn.Process {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.known[pid]
+}
+
+func (p *processes) add(one *conn.Process) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.known == nil {
+		p.known = map[int32]*conn.Process{}
+	}
+	p.known[one.PID] = one
+}
 
 // Outcome is what was done to a connection.
 type Outcome struct {
@@ -130,7 +153,7 @@ func (s *Snapshot) All() iter.Seq[*Connection] {
 	return func(yield func(*Connection) bool) {
 		var c Connection
 		for _, i := range s.order {
-			s.fill(&c, i)
+			s.fill(&c, s.table.at(i))
 			if !yield(&c) {
 				return
 			}
@@ -139,11 +162,10 @@ func (s *Snapshot) All() iter.Seq[*Connection] {
 }
 
 // Process tells of a process that owns connections of this snapshot.
-func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes[pid] }
+func (s *Snapshot) Process(pid int32) *conn.Process { return s.processes.find(pid) }
 
-// fill derives everything shown of row i.
-func (s *Snapshot) fill(c *Connection, i uint32) {
-	r := s.table.at(i)
+// fill derives everything shown of a row.
+func (s *Snapshot) fill(c *Connection, r *row) {
 	*c = Connection{snap: s, read: r.read, Sock: &r.sock, Owners: s.ownersOf(r), Known: r.settings != 0}
 	if c.Known {
 		known := s.settings[r.settings-1]
@@ -155,7 +177,7 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 		c.Origin = OriginDeadpeer
 	}
 	if s.memory != nil {
-		c.Memory = &s.memory[i]
+		c.Memory = &s.memory[r.number]
 	}
 	c.Evidence = s.evidence(r)
 	if s.Asked {
@@ -164,10 +186,10 @@ func (s *Snapshot) fill(c *Connection, i uint32) {
 	} else {
 		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
 	}
-	if t := s.tieOf(i); t != nil {
+	if t := s.tieOf(r.number); t != nil {
 		c.Session, c.Client = t.Session, t.Client
 	}
-	if o, ok := s.outcomes[i]; ok {
+	if o, ok := s.outcomes[r.number]; ok {
 		c.outcome = o
 		c.Outcome = &c.outcome
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -31,30 +32,33 @@ func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection
 	if r.snap.attached, err = e.attachedSockets(ctx); err != nil {
 		r.note(false, "%v", err)
 	}
-	start := time.Now()
-	s := &stream{run: r, visit: visit, hints: newHinter(r.snap)}
-	if r.wantsOwners() {
-		s.owners = r.search(ctx)
-		defer s.owners.stop()
+	s := &stream{run: r, hints: newHinter(r.snap), free: make(chan *shipment, shipments), full: make(chan *shipment, shipments)}
+	for range shipments {
+		s.free <- new(shipment)
 	}
-	for _, space := range r.spaces {
-		s.first = s.n
-		if err := r.list(ctx, space, s.restart, s.next); err != nil {
-			return nil, err
+	listing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	listed := make(chan error, 1)
+	go func() {
+		listed <- s.list(listing)
+		close(s.full)
+	}()
+	var refused error
+	for b := range s.full {
+		for i := 0; i < b.shown && refused == nil; i++ {
+			if refused = visit(&b.show[i]); refused != nil {
+				cancel()
+			}
 		}
+		s.free <- b
 	}
-	r.listed(start, s.n)
-	if s.owners != nil {
-		if err := r.found(s.owners); err != nil {
-			return nil, err
-		}
-		if r.unlisted != nil && !s.known { // sock_diag has listed them, without their settings
-			return e.visitScan(ctx, req, visit)
-		}
-		if err := s.catchUp(); err != nil {
-			return nil, err
-		}
-		r.noteHidden(s.ownerless)
+	switch err := <-listed; {
+	case refused != nil:
+		return nil, refused
+	case errors.Is(err, errLacksSettings):
+		return e.visitScan(ctx, req, visit)
+	case err != nil:
+		return nil, err
 	}
 	return r.snap, ctx.Err()
 }
@@ -73,35 +77,86 @@ func (e *Engine) visitScan(ctx context.Context, req Request, visit func(*Connect
 	return snap, nil
 }
 
-// stream is a run that keeps connections only until it knows their owners.
+// stream is a run that keeps no connections. It lists them and joins them with
+// their owners on a goroutine of its own, a shipment at a time, while those
+// before are visited.
 type stream struct {
 	*run
-	visit     func(*Connection) error
 	hints     *hinter
 	owners    *ownerSearch // nil when they are not wanted
-	known     bool         // the owners are: connections are shown as they come
-	ownerless bool         // one that was shown has none
 	torn      bool         // what was shown cannot be taken back
+	ownerless bool         // one that was shown has none
 	n         int
 	first     int // of those of the namespace
-	c         Connection
+
+	loading    *shipment // nil until there is something for it
+	free, full chan *shipment
+	prefetched uint32 // for nobody
 
 	last  [16]uint64 // cookies
 	lastN int
 }
 
-func (s *stream) restart() {
-	if s.torn = s.n > s.first && (s.owners == nil || s.known); !s.torn {
-		s.snap.table.truncate(min(s.snap.table.n, uint32(s.first)))
-		s.n = s.first
-		clear(s.last[:])
-	}
+const (
+	shipments    = 3
+	shipmentRows = 256
+)
+
+// shipment are connections on their way to being shown. Row n has the number n,
+// and that memory.
+type shipment struct {
+	rows   [shipmentRows]row
+	n      int
+	memory []sockdiag.Memory
+	owners []conn.Owner // as in Snapshot
+	show   [shipmentRows]Connection
+	shown  int
 }
+
+// errLacksSettings: sock_diag has listed what was to be listed by BPF.
+var errLacksSettings = errors.New("listed without settings")
+
+// list hands over what the kernel lists.
+func (s *stream) list(ctx context.Context) error {
+	start := time.Now()
+	if s.wantsOwners() {
+		s.owners = s.search(ctx)
+		s.ready = s.owners.done
+		defer s.owners.stop()
+	}
+	for _, space := range s.spaces {
+		s.first = s.n
+		if err := s.run.list(ctx, space, s.restart, s.next); err != nil {
+			return err
+		}
+	}
+	s.listed(start, s.n)
+	if s.owners != nil {
+		if err := s.found(s.owners); err != nil {
+			return err
+		}
+	}
+	if s.loading != nil {
+		s.hand()
+	}
+	s.noteHidden(s.ownerless)
+	return ctx.Err()
+}
+
+// restart is called before a namespace is listed again: what was shown cannot
+// be taken back.
+func (s *stream) restart() { s.torn = s.n > s.first }
 
 // next takes a connection as it is listed.
 func (s *stream) next(one *row, m *sockdiag.Memory) error {
-	if s.torn {
+	switch {
+	case s.torn:
 		return sockdiag.ErrInterrupted
+	case s.owners == nil:
+	case s.n == 0 && s.unlisted != nil:
+		return errLacksSettings
+	case s.owners.err != nil: // they are ready
+		return s.owners.err
 	}
 	// A list that resumes in the middle of a bucket may have a socket twice, one
 	// shortly after the other.
@@ -111,55 +166,61 @@ func (s *stream) next(one *row, m *sockdiag.Memory) error {
 	s.last[s.lastN%len(s.last)] = one.sock.Cookie
 	s.lastN++
 	s.n++
-	i := s.snap.table.add(one)
-	if s.owners == nil || s.known {
-		if m != nil {
-			s.snap.memory = append(s.snap.memory[:0], *m)
-		}
-		defer s.snap.table.truncate(i)
-		return s.show(i)
-	}
-	select {
-	case <-s.owners.done:
-		return s.catchUp()
-	default:
-		return nil
-	}
-}
-
-// catchUp shows what waits, when the owners are known.
-func (s *stream) catchUp() error {
-	if s.owners.err != nil {
-		return s.owners.err
-	}
-	s.known = true
-	t := &s.snap.table
-	for i := range t.n {
-		if err := s.show(i); err != nil {
-			return err
-		}
-	}
-	t.chunks, t.n = t.chunks[:min(1, len(t.chunks))], 0
+	s.add(one, m)
 	return nil
 }
 
-// show visits a row, if it is selected.
-func (s *stream) show(i uint32) error {
-	row := s.snap.table.at(i)
+// add adds a row to the shipment, and hands that over when it is full.
+func (s *stream) add(one *row, m *sockdiag.Memory) {
+	if s.loading == nil {
+		s.loading = <-s.free
+		s.loading.n, s.loading.shown, s.loading.memory = 0, 0, s.loading.memory[:0]
+	}
+	b := s.loading
+	b.rows[b.n] = *one
+	b.rows[b.n].number = uint32(b.n)
+	if m != nil {
+		b.memory = append(b.memory, *m)
+	}
+	if b.n++; b.n == shipmentRows {
+		s.hand()
+	}
+}
+
+// hand joins the connections of the shipment with their owners, and hands over
+// those that are selected.
+func (s *stream) hand() {
+	b := s.loading
+	s.loading = nil
+	if len(b.memory) > 0 {
+		s.snap.memory = b.memory
+	}
 	if s.owners != nil {
-		s.snap.owners = s.snap.owners[:0]
-		s.snap.own(row, &s.owners.claims)
-		s.name(s.snap.ownersOf(row))
-		if s.req.Filter.NeedsOwners() {
-			subject := s.subject(i)
-			row.skip = s.rejects(&subject, s.req.Filter.NeedsVerdict())
+		for i := range b.n {
+			s.prefetched += s.owners.claims.prefetch(b.rows[i].sock.Inode)
 		}
+		s.snap.owners = b.owners[:0]
 	}
-	if !s.selected(i) {
-		return nil
+	for i := range b.n {
+		row := &b.rows[i]
+		if s.owners != nil {
+			s.snap.own(row, &s.owners.claims)
+			s.name(s.snap.ownersOf(row))
+			if s.req.Filter.NeedsOwners() {
+				subject := s.subject(row)
+				row.skip = s.rejects(&subject, s.req.Filter.NeedsVerdict())
+			}
+		}
+		if !s.selected(row) {
+			continue
+		}
+		s.ownerless = s.ownerless || row.lost()
+		s.hints.look(row)
+		c := &b.show[b.shown]
+		s.snap.fill(c, row)
+		c.Forecast()
+		b.shown++
 	}
-	s.ownerless = s.ownerless || row.lost()
-	s.hints.look(row)
-	s.snap.fill(&s.c, i)
-	return s.visit(&s.c)
+	b.owners = s.snap.owners
+	s.full <- b
 }

@@ -26,6 +26,10 @@ func TestStream(t *testing.T) {
 		}
 	}
 	self := []string{"pid", "=", strconv.Itoa(os.Getpid())}
+	// A program that another test is about to start has our descriptors for a moment.
+	ours := func(list []conn.Owner) []conn.Owner {
+		return slices.DeleteFunc(slices.Clone(list), func(o conn.Owner) bool { return o.PID != int32(os.Getpid()) })
+	}
 	for _, o := range []struct{ noBPF, noOwners, memory bool }{
 		{}, {noBPF: true}, {memory: true}, {noOwners: true}, {noBPF: true, noOwners: true, memory: true},
 	} {
@@ -46,7 +50,7 @@ func TestStream(t *testing.T) {
 				if j := w.Judgement; (c.Memory != nil) != o.memory || c.Judgement.Verdict != j.Verdict || c.Judgement.Why != j.Why {
 					t.Errorf("%+v %q: %s: memory %v, %s, want %s", o, words, c.Sock.Peer(), c.Memory, c.Judgement.Verdict, j.Verdict)
 				}
-				if !slices.Equal(c.Owners, w.Owners) || c.Known != w.Known || c.Settings != w.Settings || c.Origin != w.Origin {
+				if !slices.Equal(ours(c.Owners), ours(w.Owners)) || c.Known != w.Known || c.Settings != w.Settings || c.Origin != w.Origin {
 					t.Errorf("%+v %q: %s: %v %v %+v %s, want %v %v %+v %s", o, words, c.Sock.Peer(),
 						c.Owners, c.Known, c.Settings, c.Origin, w.Owners, w.Known, w.Settings, w.Origin)
 				}

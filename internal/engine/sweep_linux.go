@@ -156,7 +156,7 @@ func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err e
 // listAgain visits at least what the filter may match, once or more.
 func (q *inquiry) listAgain(ctx context.Context, s *space, visit func(*conn.Sock)) error {
 	if q.listsByBPF() {
-		err := q.sockets.Connections(ctx, s.ns, func(c *bpf.Record) error {
+		err := q.sockets.Connections(ctx, s.ns, nil, func(c *bpf.Record) error {
 			visit(&c.Sock)
 			return nil
 		})

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/jiffies"
 	"deadpeer/keepalive"
 )
 
@@ -59,10 +60,7 @@ func AttachHook(o HookOptions) (_ *Hook, err error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("attach hook: %w", err)
 	}
-	h := &Hook{Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Enforce: o.Enforce, By: o.By, Note: o.Note, Made: time.Now()}}
-	if h.hz, err = ticks(); err != nil {
-		return nil, fmt.Errorf("attach hook: read the kernel's tick rate: %w", err)
-	}
+	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Enforce: o.Enforce, By: o.By, Note: o.Note, Made: time.Now()}}
 	parent, err := hookDir(o.Dir)
 	if err == nil {
 		err = isCgroup2(o.Cgroup)
@@ -199,15 +197,11 @@ func Hooks(dir string) (list []*Hook, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list hooks: %w", err)
 	}
-	hz, err := ticks()
-	if err != nil {
-		return nil, fmt.Errorf("list hooks: read the kernel's tick rate: %w", err)
-	}
 	for _, e := range entries {
 		if !e.IsDir() || !validID(e.Name()) {
 			continue
 		}
-		h := &Hook{Label: Label{ID: e.Name()}, hz: hz, dir: filepath.Join(dir, e.Name())}
+		h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: e.Name()}, dir: filepath.Join(dir, e.Name())}
 		h.Damaged = h.open()
 		list = append(list, h)
 	}

@@ -25,19 +25,6 @@ type rawSettings struct {
 	Unused        uint8
 }
 
-// ticks is the kernel's tick rate (CONFIG_HZ): the coarse clocks advance once
-// a tick (clock_getres(2)).
-func ticks() (hz int64, err error) {
-	var res unix.Timespec
-	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &res); err != nil {
-		return 0, err
-	}
-	if res.Nano() <= 0 || res.Nano() > int64(time.Second) {
-		return 0, unix.ERANGE
-	}
-	return (int64(time.Second) + res.Nano()/2) / res.Nano(), nil
-}
-
 func fromTicks(n uint32, hz int64) time.Duration {
 	return time.Duration(int64(n) * int64(time.Second) / hz)
 }

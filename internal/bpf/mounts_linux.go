@@ -132,9 +132,3 @@ func makeDir(dir string) error {
 	}
 	return trusted(dir)
 }
-
-// isPin reports whether something is pinned there and may be opened.
-func isPin(path string) bool {
-	var st unix.Stat_t
-	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Access(path, unix.R_OK) == nil
-}

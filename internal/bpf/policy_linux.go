@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/netns"
 	"deadpeer/keepalive"
 )
@@ -37,7 +38,7 @@ const maxCapacity = 1 << 19
 // OpenChanger loads the program (some 20 ms) for as many sockets in one walk
 // as are to be changed. More are changed in several.
 func OpenChanger(sockets int) (*Changer, error) {
-	c := &Changer{capacity: min(max(sockets, 1), maxCapacity)}
+	c := &Changer{hz: int64(jiffies.HZ()), capacity: min(max(sockets, 1), maxCapacity)}
 	places := max(1024, 1<<bits.Len(uint(2*c.capacity-1)))
 	c.mask, c.table = uint32(places-1), make([]policyPlace, places)
 	if err := c.open(); err != nil {
@@ -47,9 +48,6 @@ func OpenChanger(sockets int) (*Changer, error) {
 }
 
 func (c *Changer) open() (err error) {
-	if c.hz, err = ticks(); err != nil {
-		return fmt.Errorf("read the kernel's tick rate: %w", err)
-	}
 	spec, err := loadPolicy()
 	if err != nil {
 		return err

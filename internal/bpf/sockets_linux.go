@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/netns"
 )
 
@@ -23,14 +24,8 @@ import (
 // are safe for concurrent use until Close.
 type Sockets struct {
 	hz      int64
-	lists   [listEnd]list
+	lists   [listEnd]*link.Iter
 	pinning error // why they are not pinned
-}
-
-// list is one of the programs.
-type list struct {
-	pin  string     // "" when it is not pinned
-	iter *link.Iter // nil when it is pinned
 }
 
 // The programs, by their place in Sockets.lists.
@@ -46,27 +41,18 @@ var listNames = [listEnd]string{socketsProgConnections, socketsProgDescriptors}
 // loads them (some 30 ms) and pins them. Where they cannot be pinned they are
 // loaded for this run alone. Pins of another build are never used, and removed.
 func OpenSockets(o SocketsOptions) (*Sockets, error) {
-	s := &Sockets{}
-	var err error
-	if s.hz, err = ticks(); err != nil {
-		return nil, fmt.Errorf("open sockets programs: read the kernel's tick rate: %w", err)
-	}
+	s := &Sockets{hz: int64(jiffies.HZ())}
 	dir, pinning := pinDir(o)
 	if pinning == nil && s.find(dir) {
 		return s, nil
 	}
-	if err = s.attach(); err != nil {
+	if err := s.attach(); err != nil {
 		return nil, fmt.Errorf("load sockets programs: %w", err)
 	}
-	if pinning == nil {
-		pinning = s.keep(dir)
+	if s.pinning = pinning; pinning == nil {
+		s.pinning = s.keep(dir)
 	}
-	if s.pinning = pinning; pinning != nil {
-		return s, nil
-	}
-	err = s.Close()
-	s.find(dir)
-	return s, err
+	return s, nil
 }
 
 // pinDir is where this build may pin. The folder may not exist yet.
@@ -104,14 +90,18 @@ func build(object []byte) string {
 
 // find takes the programs from where they are pinned, if all of them are.
 func (s *Sockets) find(dir string) bool {
-	paths := pins(dir)
-	for _, path := range paths {
-		if !isPin(path) {
+	for i, path := range pins(dir) {
+		l, err := link.LoadPinnedLink(path, nil)
+		if err == nil {
+			s.lists[i], _ = l.(*link.Iter)
+		}
+		if s.lists[i] == nil {
+			if l != nil {
+				_ = l.Close()
+			}
+			_ = s.Close() // nothing was done with it
 			return false
 		}
-	}
-	for i, path := range paths {
-		s.lists[i] = list{pin: path}
 	}
 	return true
 }
@@ -127,7 +117,7 @@ func (s *Sockets) attach() error {
 	}
 	for i, p := range [listEnd]*ebpf.Program{loaded.Connections, loaded.Descriptors} {
 		it, attachErr := link.AttachIter(link.IterOptions{Program: p})
-		s.lists[i].iter, err = it, errors.Join(err, explain(attachErr))
+		s.lists[i], err = it, errors.Join(err, explain(attachErr))
 	}
 	if err = errors.Join(err, loaded.Close()); err != nil {
 		return errors.Join(err, s.Close())
@@ -142,7 +132,7 @@ func (s *Sockets) keep(dir string) error {
 	}
 	paths := pins(dir)
 	for i, path := range paths {
-		if err := s.lists[i].iter.Pin(path); err != nil && !isPin(path) { // another process may have been first
+		if err := s.lists[i].Pin(path); err != nil && !errors.Is(err, fs.ErrExist) { // another process may have been first
 			return err
 		}
 	}
@@ -165,9 +155,9 @@ func (s *Sockets) Pinned() (bool, error) { return s.pinning == nil, s.pinning }
 func (s *Sockets) Close() error {
 	var errs []error
 	for i, l := range s.lists {
-		if l.iter != nil {
-			errs = append(errs, l.iter.Close())
-			s.lists[i].iter = nil
+		if l != nil {
+			errs = append(errs, l.Close())
+			s.lists[i] = nil
 		}
 	}
 	return errors.Join(errs...)
@@ -182,7 +172,7 @@ func (s *Sockets) Close() error {
 func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan struct{}, visit func(*Record) error) error {
 	var in io.ReadCloser
 	err := ns.Do(func() (err error) { // it lists where it was opened
-		in, err = s.lists[connections].open()
+		in, err = walkOf(s.lists[connections])
 		return err
 	})
 	if err == nil {
@@ -202,7 +192,7 @@ func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan str
 // thread that does not share its process's descriptors (unshare(2)) is not
 // visited. Descriptors that come and go meanwhile may be missed.
 func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error {
-	in, err := s.lists[descriptors].open()
+	in, err := walkOf(s.lists[descriptors])
 	if err == nil {
 		err = readIter(ctx, in, func(b []byte) ([]byte, error) { return readDescriptors(b, visit), nil })
 		err = errors.Join(err, in.Close())
@@ -211,11 +201,4 @@ func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error
 		return fmt.Errorf("list descriptors: %w", err)
 	}
 	return nil
-}
-
-func (l list) open() (io.ReadCloser, error) {
-	if l.iter != nil {
-		return walkOf(l.iter)
-	}
-	return walkOfPin(l.pin)
 }

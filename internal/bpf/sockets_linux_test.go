@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
@@ -232,15 +233,18 @@ func TestSocketsPinned(t *testing.T) {
 	if pinned, why := first.Pinned(); !pinned || why != nil {
 		t.Fatalf("pinned %v, %v", pinned, why)
 	}
-	pins := []string{first.lists[connections].pin, first.lists[descriptors].pin}
+	pins := pins(dir)
 	ok(t, os.Rename(pins[0], filepath.Join(dir, "sockets-0123456789abcdef")))
 	second := must(OpenSockets(SocketsOptions{Dir: dir}))(t)
-	if left := must(filepath.Glob(dir + "/*"))(t); !slices.Equal(left, pins) {
+	if left := must(filepath.Glob(dir + "/*"))(t); !slices.Equal(left, pins[:]) {
 		t.Errorf("left %q, want %q", left, pins)
 	}
 	third := must(OpenSockets(SocketsOptions{Dir: dir}))(t)
-	if third.lists[connections].iter != nil {
+	if id := func(s *Sockets) link.ID { return must(s.lists[connections].Info())(t).ID }; id(third) != id(second) {
 		t.Error("loaded although it was pinned")
+	}
+	for _, pin := range pins { // by another build
+		ok(t, os.Remove(pin))
 	}
 	for _, s := range []*Sockets{second, third} {
 		if got, found := records(t, s, w.peer.NS())[fdOf(t, c)]; !found || got.Sock.Cookie != cookieOf(t, c) {

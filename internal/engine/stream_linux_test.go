@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/sockdiag"
 )
 
 // Stream tells of the same connections as Scan, and the same of them.
@@ -108,5 +109,20 @@ func TestIndex(t *testing.T) {
 		if got := find(&x, k); !slices.Equal(got, want) {
 			t.Errorf("key %d of the first 100 rows: %v, want %v", k, got, want)
 		}
+	}
+}
+
+// What was shown of a namespace cannot be taken back when it is listed again.
+func TestStreamRestart(t *testing.T) {
+	t.Parallel()
+	s := stream{n: 3, first: 3}
+	if s.restart(); s.torn {
+		t.Error("torn by what was shown of another namespace")
+	}
+	if s.n++; s.torn {
+		t.Error("torn before it began again")
+	}
+	if s.restart(); !s.torn || !errors.Is(s.next(&row{}, nil), sockdiag.ErrInterrupted) {
+		t.Errorf("torn %v, though some were shown", s.torn)
 	}
 }

@@ -243,3 +243,23 @@ func TestLeftovers(t *testing.T) {
 		t.Errorf("%v is pinned", left)
 	}
 }
+
+// The cgroup of a program that is about to begin is not taken for one that was
+// left, though nobody is in it and its deadpeer has another runtime folder.
+func TestBeginningIsNotLeft(t *testing.T) {
+	t.Parallel()
+	e := New(Options{RuntimeDir: runtimeDir(t), HookDir: hookDir(t)})
+	e.cgroups = folderOf(t, testCgroup(t))
+	cgroup := filepath.Join(e.cgroups, runCgroup+"00000001")
+	open := must(newCgroup(cgroup))(t)
+	if done := must(e.Clean(t.Context()))(t); len(done) != 0 {
+		t.Errorf("cleaned %v", done)
+	}
+	ok(t, open.Close())
+	if done := must(e.Clean(t.Context()))(t); len(done) != 1 || !strings.Contains(done[0].What, cgroup) {
+		t.Errorf("cleaned %v, want %s", done, cgroup)
+	}
+	if _, err := os.Stat(cgroup); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", cgroup, err)
+	}
+}

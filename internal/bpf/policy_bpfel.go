@@ -34,11 +34,12 @@ type policyPlace struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Change uint32
-	Result uint32
+	Target uint32
 }
 
 type policyResult struct {
 	_      structs.HostLayout
+	Target uint32
 	Before struct {
 		_             structs.HostLayout
 		Idle          uint32
@@ -51,11 +52,9 @@ type policyResult struct {
 		Keepalive     uint8
 		Unused        uint8
 	}
-	Error   int32
-	Done    uint8
+	Error   int16
 	Differs uint8
 	Failed  uint8
-	Unused  uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -66,6 +65,7 @@ const (
 	policyMapResults = "results"
 	policyMapTable   = "table"
 	policyProgPolicy = "policy"
+	policyVarCount   = "count"
 	policyVarHz      = "hz"
 	policyVarMask    = "mask"
 )
@@ -128,8 +128,9 @@ type policyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type policyVariableSpecs struct {
-	Hz   *ebpf.VariableSpec `ebpf:"hz"`
-	Mask *ebpf.VariableSpec `ebpf:"mask"`
+	Count *ebpf.VariableSpec `ebpf:"count"`
+	Hz    *ebpf.VariableSpec `ebpf:"hz"`
+	Mask  *ebpf.VariableSpec `ebpf:"mask"`
 }
 
 // policyObjects contains all objects after they have been loaded into the kernel.
@@ -169,8 +170,9 @@ func (m *policyMaps) Close() error {
 //
 // It can be passed to loadPolicyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type policyVariables struct {
-	Hz   *ebpf.Variable `ebpf:"hz"`
-	Mask *ebpf.Variable `ebpf:"mask"`
+	Count *ebpf.Variable `ebpf:"count"`
+	Hz    *ebpf.Variable `ebpf:"hz"`
+	Mask  *ebpf.Variable `ebpf:"mask"`
 }
 
 // policyPrograms contains all programs after they have been loaded into the kernel.

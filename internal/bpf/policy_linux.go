@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"math/bits"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -25,7 +26,6 @@ type Changer struct {
 	hz       int64
 	objects  policyObjects
 	capacity int
-	mask     uint32
 	table    []policyPlace
 	changes  []policyChange
 	results  []policyResult
@@ -40,7 +40,7 @@ const maxCapacity = 1 << 19
 func OpenChanger(sockets int) (*Changer, error) {
 	c := &Changer{hz: int64(jiffies.HZ()), capacity: min(max(sockets, 1), maxCapacity)}
 	places := max(1024, 1<<bits.Len(uint(2*c.capacity-1)))
-	c.mask, c.table = uint32(places-1), make([]policyPlace, places)
+	c.table = make([]policyPlace, places)
 	if err := c.open(); err != nil {
 		return nil, fmt.Errorf("load the program that changes sockets: %w", err)
 	}
@@ -56,7 +56,7 @@ func (c *Changer) open() (err error) {
 	spec.Maps[policyMapChanges].MaxEntries = uint32(c.capacity)
 	spec.Maps[policyMapResults].MaxEntries = uint32(c.capacity)
 	if err := errors.Join(
-		spec.Variables[policyVarHz].Set(uint32(c.hz)), spec.Variables[policyVarMask].Set(c.mask),
+		spec.Variables[policyVarHz].Set(uint32(c.hz)), spec.Variables[policyVarMask].Set(uint32(len(c.table)-1)),
 	); err != nil {
 		return err
 	}
@@ -120,13 +120,12 @@ func (c *Changer) fill(targets []Target, part []int) (crowded []int, err error) 
 			}
 			last = t.Change
 		}
-		if !c.place(policyPlace{Cookie: t.Cookie, Change: at, Result: uint32(n)}) {
+		if !c.place(policyPlace{Cookie: t.Cookie, Change: at, Target: uint32(n)}) {
 			crowded = append(crowded, i)
 		}
 	}
-	c.results = append(c.results[:0], make([]policyResult, len(part))...)
 	return crowded, errors.Join(
-		store(c.objects.Table, c.table), store(c.objects.Changes, c.changes), store(c.objects.Results, c.results),
+		store(c.objects.Table, c.table), store(c.objects.Changes, c.changes), c.objects.Count.Set(uint32(0)),
 	)
 }
 
@@ -135,7 +134,7 @@ func (c *Changer) place(p policyPlace) bool {
 	const neighbours, probes = 16, 64
 	at := uint32(p.Cookie/neighbours*0x9e3779b97f4a7c15>>32)*neighbours + uint32(p.Cookie%neighbours)
 	for i := range uint32(probes) {
-		if to := &c.table[(at+i)&c.mask]; to.Cookie == 0 {
+		if to := &c.table[(at+i)&uint32(len(c.table)-1)]; to.Cookie == 0 {
 			*to = p
 			return true
 		}
@@ -157,34 +156,42 @@ func (c *Changer) walk(ctx context.Context) error {
 	return errors.Join(err, closeAll(in, it))
 }
 
-// read reports the results, all but the crowded, and those of sockets not
-// visited only after a whole walk.
+// read reports the results, and after a whole walk the sockets that were not
+// visited, but for the crowded.
 func (c *Changer) read(targets []Target, part, crowded []int, whole bool, report func(i int, r Result)) error {
+	var count uint32
+	if err := c.objects.Count.Get(&count); err != nil {
+		return err
+	}
+	c.results = slices.Grow(c.results[:0], c.capacity)[:min(int(count), c.capacity)]
 	memory, err := c.objects.Results.Memory()
-	if err == nil {
+	if err == nil && count > 0 {
 		_, err = memory.ReadAt(bytesOf(c.results), 0)
 	}
 	if err != nil {
 		return err
 	}
+	told := make([]bool, len(part))
 	var raw rawSettings
 	var before Settings // what raw was made into: neighbours are alike
-	for n, i := range part {
-		if len(crowded) > 0 && crowded[0] == i {
-			crowded = crowded[1:]
-			continue
-		}
+	for n := range c.results {
 		r := &c.results[n]
-		if r.Done == 0 {
-			if whole {
-				report(i, Result{})
-			}
-			continue
+		if int(r.Target) >= len(part) {
+			return fmt.Errorf("the program tells of socket %d of %d", r.Target, len(part))
 		}
+		told[r.Target] = true
 		if got := rawSettings(r.Before); got != raw || before == (Settings{}) {
 			raw, before = got, got.settings(c.hz)
 		}
+		i := part[r.Target]
 		report(i, targets[i].Change.result(r, before))
+	}
+	for n, i := range part {
+		if len(crowded) > 0 && crowded[0] == i {
+			crowded = crowded[1:]
+		} else if whole && !told[n] {
+			report(i, Result{})
+		}
 	}
 	return nil
 }

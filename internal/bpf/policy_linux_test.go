@@ -167,7 +167,7 @@ func TestChangerCrowded(t *testing.T) {
 	defer func() { ok(t, c.Close()) }()
 	var targets []Target
 	for cookie := uint64(1); len(targets) < 200; cookie++ {
-		if uint32(cookie/16*0x9e3779b97f4a7c15>>32)*16&c.mask == 0 {
+		if uint32(cookie/16*0x9e3779b97f4a7c15>>32)*16&uint32(len(c.table)-1) == 0 {
 			targets = append(targets, Target{Cookie: cookie})
 		}
 	}

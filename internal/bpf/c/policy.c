@@ -36,24 +36,28 @@ struct change {
 // kernel's tables too, whose order is that in which sockets are listed.
 struct place {
 	__u64 cookie; // 0 where there is none
-	__u32 change;
-	__u32 result;
+	__u32 change; // DONE when it has been made
+	__u32 target; // its number
 };
 
+// result is written one after the other, as sockets are visited: what costs is
+// memory that is in no cache. Its size is a multiple of 8, or else elements of
+// an array would have gaps.
 struct result {
+	__u32 target;
 	struct settings before;
-	__s32 error; // negative errno
-	__u8 done;
+	__s16 error; // negative errno
 	__u8 differs; // from what it must be
 	__u8 failed;  // to have what it was given, though nothing was refused
-	__u8 unused;
 };
 
+#define DONE (~0u)
 #define NEIGHBOURS 16
 #define PROBES 64 // of the table, at most
 
 const volatile __u32 hz = 250;
 const volatile __u32 mask; // the size of the table, a power of two, minus one
+volatile __u32 count;	   // of the results
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -187,6 +191,7 @@ int policy(struct bpf_iter__tcp *ctx)
 	struct result *r;
 	struct place *p;
 	__u64 cookie;
+	__u32 at;
 
 	if (!skc)
 		return 0;
@@ -199,11 +204,15 @@ int policy(struct bpf_iter__tcp *ctx)
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return 0;
-	c = bpf_map_lookup_elem(&changes, &p->change);
-	r = bpf_map_lookup_elem(&results, &p->result);
-	if (!c || !r || r->done)
+	at = count;
+	c = bpf_map_lookup_elem(&changes, &p->change); // none if it has been made
+	r = bpf_map_lookup_elem(&results, &at);
+	if (!c || !r)
 		return 0;
-	r->done = 1;
+	p->change = DONE;
+	count = at + 1;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->target = p->target;
 	read_settings(tp, &r->before);
 	if (c->op != LOOK)
 		r->error = apply(tp, c, r);

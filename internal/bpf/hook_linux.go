@@ -334,7 +334,7 @@ func (k *hookKept) checksum() (sum uint32) {
 
 // listed visits what a pinned iterator writes.
 func listed[T any](ctx context.Context, h *Hook, pin string, visit func(*T) error) error {
-	in, err := walkOfPin(filepath.Join(h.dir, pin))
+	in, err := os.Open(filepath.Join(h.dir, pin))
 	if err != nil {
 		return err
 	}

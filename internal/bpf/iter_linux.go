@@ -7,61 +7,70 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	readLen  = 32 << 10    // holds all that one read of an iterator gives (bpf_seq_read)
-	aheadLen = 4 * readLen // few hand-overs: waking a goroutine costs as much as ten records
-	fewest   = 3           // of them
-	mostHeld = 4096        // of them: some three million connections
+	readLen  = 32 << 10 // what one read of an iterator gives at most, on pages of 4 KiB (bpf_seq_read)
+	fewest   = 3        // buffers to read ahead
+	mostHeld = 2048     // of them: some three million connections
 )
 
-// file is an iterator that was opened. Its reads are the kernel's work of some
-// 0.3 ms each, and wait for nothing. The runtime is not told of them: it would
-// take the processor away for each, and make the goroutine queue for another.
-type file struct{ io.ReadCloser }
+// reads are so many in one call of readv(2).
+const reads = 8
 
-func (f file) Read(b []byte) (int, error) {
-	known, ok := f.ReadCloser.(interface{ Fd() uintptr })
-	if !ok || len(b) == 0 {
-		return f.ReadCloser.Read(b)
+// walk is an iterator that was opened, of records of one length. One read(2)
+// gives 32 KiB at most, some 0.3 ms of the kernel's work, and after each the
+// runtime would make the goroutine queue for a processor. So one call makes
+// several, each of as many whole records as there is room for: the kernel goes
+// on only after one that was filled to the last byte.
+type walk struct {
+	*os.File
+	record int // 0 when it is not known
+}
+
+// chunk is the length of one of several reads. The kernel never fills its
+// buffer to the last byte (seq_write).
+func chunk(record int) int { return (readLen - 1) / record * record }
+
+func (w walk) Read(b []byte) (int, error) {
+	if w.record == 0 || len(b) < chunk(w.record) {
+		return w.File.Read(b)
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, known.Fd(), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	runtime.KeepAlive(known)
+	var parts [reads][]byte
+	n := 0
+	for size := chunk(w.record); n < reads && len(b) >= size; n++ {
+		parts[n], b = b[:size], b[size:]
+	}
+	got, err := unix.Readv(int(w.Fd()), parts[:n])
+	runtime.KeepAlive(w.File)
 	switch {
-	case errno != 0:
-		return 0, errno
-	case n == 0:
+	case err != nil:
+		return 0, err
+	case got == 0:
 		return 0, io.EOF
 	}
-	return int(n), nil
+	return got, nil
 }
 
 // walkOf opens an iterator for one walk.
-func walkOf(it *link.Iter) (io.ReadCloser, error) {
+func walkOf(it *link.Iter, record int) (io.ReadCloser, error) {
 	in, err := it.Open()
 	if err != nil {
 		return nil, explain(err)
 	}
-	return file{in}, nil
-}
-
-// walkOfPin is walkOf for one that is pinned.
-func walkOfPin(path string) (io.ReadCloser, error) {
-	in, err := os.Open(path)
-	if err != nil {
-		return nil, err
+	f, ok := in.(*os.File)
+	if !ok {
+		return in, nil
 	}
-	return file{in}, nil
+	return walk{f, record}, nil
 }
 
 // readIter reads an iterator to its end. take gives back what it did not use.
 func readIter(ctx context.Context, in io.Reader, take func([]byte) ([]byte, error)) error {
-	buf := make([]byte, 2*readLen)
+	buf := make([]byte, reads*readLen)
 	held := 0
 	for {
 		if err := ctx.Err(); err != nil {
@@ -100,10 +109,14 @@ func ended(err error) (bool, error) {
 	return false, nil
 }
 
-// readAhead is readIter for a take that has work to do: the kernel goes on
-// meanwhile. Nothing is taken before hold is closed, if there is one, but held.
+// aheadLen is the length of a buffer of connections.
+const aheadLen = reads * ((readLen - 1) / recordLen * recordLen)
+
+// readAhead is readIter for connections, with which there is work to do: the
+// kernel goes on meanwhile. Nothing is taken before hold is closed, if there is
+// one, but held.
 func readAhead(ctx context.Context, in io.Reader, hold <-chan struct{}, take func([]byte) ([]byte, error)) (err error) {
-	a := &ahead{hold: hold, full: make(chan []byte, mostHeld), free: make(chan []byte, mostHeld)}
+	a := &ahead{hold: hold, full: make(chan []byte, mostHeld), free: make(chan []byte, mostHeld), stop: make(chan struct{})}
 	for range fewest {
 		a.free <- make([]byte, aheadLen)
 	}
@@ -114,12 +127,13 @@ func readAhead(ctx context.Context, in io.Reader, hold <-chan struct{}, take fun
 		case <-ctx.Done():
 		}
 	}
-	for b := range a.full {
-		var rest []byte
-		if rest, err = take(b); err == nil {
-			err = ctx.Err()
+	for err = ctx.Err(); err == nil; err = ctx.Err() {
+		b, more := <-a.full
+		if !more {
+			break
 		}
-		if len(rest) > 0 && err == nil { // a read that has room for it gives all of a record
+		var rest []byte
+		if rest, err = take(b); err == nil && len(rest) > 0 { // a read gives whole records
 			err = fmt.Errorf("a record was cut at %d bytes", len(rest))
 		}
 		if err != nil {
@@ -127,7 +141,7 @@ func readAhead(ctx context.Context, in io.Reader, hold <-chan struct{}, take fun
 		}
 		a.free <- b[:cap(b)]
 	}
-	close(a.free)
+	close(a.stop)
 	for range a.full { // until it has let go of in
 	}
 	return errors.Join(err, a.err)
@@ -135,42 +149,51 @@ func readAhead(ctx context.Context, in io.Reader, hold <-chan struct{}, take fun
 
 // ahead reads on a goroutine of its own.
 type ahead struct {
-	hold <-chan struct{}
-	full chan []byte
-	free chan []byte // closed to end it
-	err  error       // set when full is closed
+	hold       <-chan struct{}
+	stop       chan struct{}
+	full, free chan []byte
+	err        error // set when full is closed
 }
 
-// buffer is a free one, of n that there are at most. While there is a hold, one
-// is made rather than waited for. ok is false when no more is wanted.
-func (a *ahead) buffer(n int) (b []byte, ok bool) {
+// buffer is a free one, of n that there are. While there is a hold, one is made
+// rather than waited for. It is nil when no more is wanted.
+func (a *ahead) buffer(n int) []byte {
 	select {
-	case b, ok = <-a.free:
-		return b, ok
+	case <-a.stop:
+		return nil
+	default:
+	}
+	select {
+	case b := <-a.free:
+		return b
 	default:
 	}
 	select {
 	case <-a.hold:
 	default:
 		if a.hold != nil && n < mostHeld {
-			return make([]byte, aheadLen), true
+			return make([]byte, aheadLen)
 		}
 	}
-	b, ok = <-a.free
-	return b, ok
+	select {
+	case b := <-a.free:
+		return b
+	case <-a.stop:
+		return nil
+	}
 }
 
 func (a *ahead) read(in io.Reader) {
 	defer close(a.full)
 	for count := fewest; ; count++ {
-		b, ok := a.buffer(count)
-		if !ok {
+		b := a.buffer(count)
+		if b == nil {
 			return
 		}
 		n, over := 0, false
-		for !over && len(b)-n >= readLen {
-			got, err := in.Read(b[n:])
-			n += got
+		for n == 0 && !over {
+			var err error
+			n, err = in.Read(b)
 			over, a.err = ended(err)
 		}
 		if a.full <- b[:n]; over {

@@ -172,7 +172,7 @@ func (s *Sockets) Close() error {
 func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan struct{}, visit func(*Record) error) error {
 	var in io.ReadCloser
 	err := ns.Do(func() (err error) { // it lists where it was opened
-		in, err = walkOf(s.lists[connections])
+		in, err = walkOf(s.lists[connections], recordLen)
 		return err
 	})
 	if err == nil {
@@ -192,7 +192,7 @@ func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan str
 // thread that does not share its process's descriptors (unshare(2)) is not
 // visited. Descriptors that come and go meanwhile may be missed.
 func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error {
-	in, err := walkOf(s.lists[descriptors])
+	in, err := walkOf(s.lists[descriptors], descriptorLen)
 	if err == nil {
 		err = readIter(ctx, in, func(b []byte) ([]byte, error) { return readDescriptors(b, visit), nil })
 		err = errors.Join(err, in.Close())

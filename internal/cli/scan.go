@@ -199,8 +199,13 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// stream shows connections while they are being listed.
+// stream shows connections while they are being listed. It changes nothing:
+// interrupted it ends although a pager reads no more.
 func (a *app) stream(ctx context.Context, e *engine.Engine, req engine.Request) error {
+	defer context.AfterFunc(ctx, func() {
+		time.Sleep(time.Second)
+		os.Exit(exitSignal)
+	})()
 	var snap *engine.Snapshot
 	err := a.show(&engine.Snapshot{TakenAt: time.Now()}, false, func(visit func(*engine.Connection) error) (err error) {
 		snap, err = e.Stream(ctx, req, visit)

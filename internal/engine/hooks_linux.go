@@ -210,8 +210,11 @@ func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
 	var records []journal.Attached
 	var ids []conn.ID
 	for _, h := range hooks {
-		if h.Damaged != nil {
+		switch {
+		case errors.Is(h.Damaged, fs.ErrNotExist):
 			continue // its maker was killed before it did anything, or its remover after all was noted
+		case h.Damaged != nil: // what its connections had would be lost with it
+			return fmt.Errorf("read what connections had before hook %s: %w", h.Label.ID, h.Damaged)
 		}
 		err := h.Changed(ctx, func(c bpf.Changed) error {
 			// Its program may have set something since the last time.

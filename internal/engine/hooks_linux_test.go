@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/bpf"
@@ -152,6 +154,39 @@ func TestAttachNew(t *testing.T) {
 			nothingLeft(t, w.dir)
 		})
 	}
+}
+
+// A hook of which we cannot tell what connections had before, since another
+// version made it, is not removed: they would keep the policy for ever.
+func TestDetachOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup, hooks := testCgroup(t), hookDir(t)
+	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
+	w.engine.cgroups = w.dir
+	future := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+	a := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{
+		Filter: future, Future: future, Policy: minute(), New: true, Cgroup: cgroup,
+	}}}))(t)
+	m := newMaker(t, cgroup, w.server.Start)
+	m.do("make", "1 40 5 4 0")
+	label := must(ebpf.LoadPinnedMap(filepath.Join(hooks, hookID(a.ID, 0), "label"), nil))(t)
+	defer func() { ok(t, label.Close()) }()
+	var text []byte
+	ok(t, label.Lookup(uint32(0), &text))
+	other := bytes.Replace(text, []byte(`"version":`), []byte(`"version":1`), 1)[:len(text)]
+	if bytes.Equal(text, other) {
+		t.Fatalf("no version in %.200q", text)
+	}
+	ok(t, label.Put(uint32(0), other))
+	if done, err := w.engine.Detach(t.Context()); err == nil || !strings.Contains(err.Error(), "version") {
+		t.Errorf("%+v, %v; want an error that names the version", done, err)
+	}
+	ok(t, label.Put(uint32(0), text))
+	if done := w.detach(); len(done) != 1 || done[0].Changed != 2 || done[0].Failed != 0 {
+		t.Errorf("%+v", done)
+	}
+	m.do("show", "0 7200 75 9 0")
 }
 
 // Without BPF future connections are refused with the way out, and nothing is

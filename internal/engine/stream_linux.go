@@ -84,10 +84,12 @@ type stream struct {
 	*run
 	hints     *hinter
 	owners    *ownerSearch // nil when they are not wanted
-	torn      bool         // what was shown cannot be taken back
 	ownerless bool         // one that was shown has none
 	n         int
-	first     int // of those of the namespace
+	first     int  // of those of the namespace
+	handed    bool // some of them were handed over
+	torn      bool // what was handed over cannot be taken back
+	late      bool // BPF has failed only after some were handed over
 
 	loading    *shipment // nil until there is something for it
 	free, full chan *shipment
@@ -125,8 +127,13 @@ func (s *stream) list(ctx context.Context) error {
 		defer s.owners.stop()
 	}
 	for _, space := range s.spaces {
-		s.first = s.n
-		if err := s.run.list(ctx, space, s.restart, s.next); err != nil {
+		if s.loading != nil {
+			s.hand()
+		}
+		s.first, s.handed = s.n, false
+		if err := s.run.list(ctx, space, s.restart, s.next); s.torn {
+			return errors.Join(err, s.unlisted)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -143,9 +150,18 @@ func (s *stream) list(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// restart is called before a namespace is listed again: what was shown cannot
-// be taken back.
-func (s *stream) restart() { s.torn = s.n > s.first }
+// restart is called before a namespace is listed again: what was handed over
+// cannot be taken back.
+func (s *stream) restart() {
+	if s.torn = s.handed; s.torn {
+		return
+	}
+	s.n = s.first
+	clear(s.last[:])
+	if s.loading != nil {
+		s.loading.n, s.loading.memory = 0, s.loading.memory[:0]
+	}
+}
 
 // next takes a connection as it is listed.
 func (s *stream) next(one *row, m *sockdiag.Memory) error {
@@ -153,8 +169,11 @@ func (s *stream) next(one *row, m *sockdiag.Memory) error {
 	case s.torn:
 		return sockdiag.ErrInterrupted
 	case s.owners == nil:
-	case s.n == 0 && s.unlisted != nil:
+	case s.unlisted != nil && s.first == 0:
 		return errLacksSettings
+	case s.unlisted != nil && !s.late:
+		s.late = true
+		s.note(true, "the settings of some connections were not read: %v", s.unlisted)
 	case s.owners.err != nil: // they are ready
 		return s.owners.err
 	}
@@ -191,7 +210,7 @@ func (s *stream) add(one *row, m *sockdiag.Memory) {
 // those that are selected.
 func (s *stream) hand() {
 	b := s.loading
-	s.loading = nil
+	s.loading, s.handed = nil, true
 	if len(b.memory) > 0 {
 		s.snap.memory = b.memory
 	}

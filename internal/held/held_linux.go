@@ -54,7 +54,8 @@ func (t *Taker) Cookie(o conn.Owner) (cookie uint64, ok bool) {
 		return 0, false
 	}
 	defer t.Give(s)
-	return cookie, known(s.FD, unix.SO_COOKIE, &cookie)
+	cookie, err := unix.GetsockoptUint64(s.FD, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return cookie, err == nil
 }
 
 // Give closes the duplicate. If the owner closed its own meanwhile, ours is
@@ -62,7 +63,8 @@ func (t *Taker) Cookie(o conn.Owner) (cookie uint64, ok bool) {
 // (inet_release): then it is done aside.
 func (t *Taker) Give(s Socket) {
 	var linger unix.Linger
-	if known(s.FD, unix.SO_LINGER, &linger) && linger.Onoff != 0 && linger.Linger > 0 {
+	n := uint32(unsafe.Sizeof(linger))
+	if s.Getsockopt(unix.SOL_SOCKET, unix.SO_LINGER, unsafe.Pointer(&linger), &n) == 0 && linger.Onoff != 0 && linger.Linger > 0 {
 		t.closing.Go(func() { _ = unix.Close(s.FD) })
 		return
 	}
@@ -127,29 +129,19 @@ func (t *Taker) duplicate(o conn.Owner) (Socket, Refusal) {
 	if refusal != None {
 		return Socket{-1}, refusal
 	}
-	fd, _, errno := unix.RawSyscall(unix.SYS_PIDFD_GETFD, uintptr(pidfd), uintptr(o.FD), 0)
-	if errno != 0 {
-		if errno == unix.ESRCH {
+	fd, err := unix.PidfdGetfd(pidfd, int(o.FD), 0)
+	if err != nil {
+		if err == unix.ESRCH {
 			t.forget(o.PID)
 		}
-		return Socket{-1}, refusalOf(errno)
+		return Socket{-1}, refusalOf(err)
 	}
-	return Socket{int(fd)}, None
-}
-
-// known reads an option of SOL_SOCKET for which the kernel takes no lock of the
-// socket. Like the duplication it waits for nothing, and the runtime is not told
-// of either: many thousands follow one another, and that costs a seventh.
-func known[T any](fd, opt int, value *T) bool {
-	n := uint32(unsafe.Sizeof(*value))
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, uintptr(opt),
-		uintptr(unsafe.Pointer(value)), uintptr(unsafe.Pointer(&n)), 0)
-	return errno == 0 && n == uint32(unsafe.Sizeof(*value))
+	return Socket{fd}, None
 }
 
 func same(fd int, cookie uint64) Refusal {
-	var got uint64
-	if known(fd, unix.SO_COOKIE, &got) && got == cookie {
+	got, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err == nil && got == cookie {
 		return None
 	}
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR); err == unix.ENOPROTOOPT || err == unix.EOPNOTSUPP {

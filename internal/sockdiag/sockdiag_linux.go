@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -315,10 +314,7 @@ func (c *Conn) send(b []byte) error {
 // receive fills buf with one datagram and returns its length, 0 with an error.
 func (c *Conn) receive(buf []byte) (int, error) {
 	for {
-		n, err := c.receiveNow(buf)
-		if errors.Is(err, unix.EAGAIN) {
-			n, err = unix.Read(c.fd, buf)
-		}
+		n, err := unix.Read(c.fd, buf)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -331,17 +327,6 @@ func (c *Conn) receive(buf []byte) (int, error) {
 		}
 		return n, nil
 	}
-}
-
-// receiveNow receives what is there. The kernel goes on with a dump meanwhile,
-// some 0.3 ms; the runtime is not told, or it would take the processor away
-// and make the goroutine queue for another.
-func (c *Conn) receiveNow(buf []byte) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
 }
 
 func gone(err error) error {

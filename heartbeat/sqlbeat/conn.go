@@ -3,6 +3,7 @@ package sqlbeat
 import (
 	"context"
 	"database/sql/driver"
+	"fmt"
 	"sync"
 	"time"
 
@@ -106,14 +107,25 @@ func (c *conn) kill() error {
 	case again:
 		return nil
 	case p == nil:
-		return c.inner.Close()
+		return c.hangUp()
 	}
 	p.cancel()
 	go func() {
 		<-p.returned
-		_ = c.inner.Close() // the connection is gone anyway
+		_ = c.hangUp() // the connection is gone anyway
 	}()
 	return nil
+}
+
+// hangUp has the driver close, for which some read a last answer. One that
+// panics at that must not end the program, whose goroutine this may be.
+func (c *conn) hangUp() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("close database connection: %T panicked: %v", c.inner, p)
+		}
+	}()
+	return c.inner.Close()
 }
 
 // Close is called by the pool. A connection that died is pinged no more by

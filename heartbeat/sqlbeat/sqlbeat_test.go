@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -298,5 +299,34 @@ func TestSingle(t *testing.T) {
 	}
 	if err := single.Reconnect(t.Context()); err == nil {
 		t.Error("a closed one connects")
+	}
+}
+
+// gruff panics at the server's farewell.
+type gruff struct{ *connection }
+
+func (gruff) Close() error { panic("index out of range") }
+
+type gruffServer struct{ server }
+
+func (s *gruffServer) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := s.server.Connect(ctx)
+	return gruff{c.(*connection)}, err
+}
+
+// Nobody is there to take the panic of a driver that closes a connection after
+// the ping that was under way.
+func TestDriverPanicsAtClosing(t *testing.T) {
+	t.Parallel()
+	s := &gruffServer{server{t: t}}
+	x := sqlbeat.NewSingle(s)
+	if err := x.Reconnect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Close(); err == nil || !strings.Contains(err.Error(), "sqlbeat_test.gruff panicked: index out of range") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -3,6 +3,7 @@
 package beat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -62,8 +63,31 @@ func Open(raw string) (*Endpoint, error) {
 	return e, nil
 }
 
+// Reconnect connects. Drivers of databases may panic at what a server sends:
+// that is an error of Reconnect, Ping or Close, whoever calls them.
+func (e *Endpoint) Reconnect(ctx context.Context) (err error) {
+	defer e.catch("connecting to", &err)
+	return e.Target.Reconnect(ctx)
+}
+
+// Ping pings.
+func (e *Endpoint) Ping(ctx context.Context) (err error) {
+	defer e.catch("pinging", &err)
+	return e.Target.Ping(ctx)
+}
+
 // Close closes the connection.
-func (e *Endpoint) Close() error { return e.close() }
+func (e *Endpoint) Close() (err error) {
+	defer e.catch("closing", &err)
+	return e.close()
+}
+
+func (e *Endpoint) catch(doing string, err *error) {
+	if p := recover(); p != nil {
+		scheme, _, _ := strings.Cut(e.Name, ":")
+		*err = fmt.Errorf("the %s driver panicked at %s %s: %v", scheme, doing, e.Name, p)
+	}
+}
 
 // mostText bounds an error's text: a server may answer with any.
 const mostText = 500

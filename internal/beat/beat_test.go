@@ -1,6 +1,7 @@
 package beat_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -99,4 +100,25 @@ func FuzzOpen(f *testing.F) {
 		}
 		_ = e.Close()
 	})
+}
+
+// panics is a driver that does not get over what a server sends.
+type panics struct{}
+
+func (panics) Ping(context.Context) error      { panic("index out of range [hidden]") }
+func (panics) Reconnect(context.Context) error { panic("index out of range [hidden]") }
+
+func TestPanicIsAnError(t *testing.T) {
+	t.Parallel()
+	e, err := beat.Open("firebird://u:hidden@h/db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Target = panics{}
+	for doing, err := range map[string]error{"connecting to": e.Reconnect(t.Context()), "pinging": e.Ping(t.Context())} {
+		want := "the firebird driver panicked at " + doing + " firebird://u@h/db: index out of range [xxxxx]"
+		if err == nil || e.Text(err) != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
 }

@@ -83,7 +83,7 @@ func Open(source Source, o Options) (*DB, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %s", source, source.scrub(err.Error()))
 	case connector != nil:
-		d.pool = sql.OpenDB(connector)
+		d.pool = sql.OpenDB(guard{connector, source.engine})
 		d.pool.SetMaxOpenConns(1)
 	}
 	return d, nil
@@ -188,14 +188,8 @@ func do[T any](ctx context.Context, d *DB, verb string, f func(context.Context, 
 	}
 }
 
-// call is do without its bound. A driver that panics at the rows a
-// server sends has failed like any other.
+// call is do without its bound.
 func call[T any](outer, ctx context.Context, d *DB, verb string, f func(context.Context, *sql.Conn) (T, error)) (value T, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s %s: its answer makes no sense: %s", verb, d.source, d.source.scrub(fmt.Sprint(p)))
-		}
-	}()
 	var c *sql.Conn
 	if d.pool != nil {
 		if c, err = d.pool.Conn(ctx); err != nil {
@@ -203,7 +197,7 @@ func call[T any](outer, ctx context.Context, d *DB, verb string, f func(context.
 		}
 		defer func() { _ = c.Close() }() // gives it back to the pool
 	}
-	if value, err = f(ctx, c); err != nil {
+	if value, err = try(d.source.engine, func() (T, error) { return f(ctx, c) }); err != nil {
 		if c != nil { // what state it is in nobody knows: the next call has a new one
 			_ = c.Raw(func(any) error { return driver.ErrBadConn })
 		}

@@ -13,6 +13,7 @@
 package http
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -32,7 +33,7 @@ import (
 
 // Options are how a [Target] connects and asks. The zero value is good.
 type Options struct {
-	// Header is sent with each request.
+	// Header is sent with each request. Its Host stands for the URL's.
 	Header http.Header
 	// TLS is for https. Nil means the system's roots.
 	TLS *tls.Config
@@ -82,6 +83,7 @@ func New(rawURL string, opts Options) (*Target, error) {
 	if opts.Dial == nil {
 		opts.Dial = new(net.Dialer).DialContext
 	}
+	opts.Header = opts.Header.Clone()
 	return &Target{url: u, opts: opts}, nil
 }
 
@@ -204,6 +206,7 @@ func (t *Target) request(ctx context.Context) (*http.Request, error) {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	maps.Copy(request.Header, t.opts.Header)
+	request.Host = cmp.Or(t.opts.Header.Get("Host"), request.Host) // net/http leaves out the header
 	if user != nil {
 		password, _ := user.Password()
 		request.SetBasicAuth(user.Username(), password)

@@ -108,6 +108,35 @@ func TestPing(t *testing.T) {
 	}
 }
 
+// A server behind another address is asked by its own name.
+func TestHostHeader(t *testing.T) {
+	t.Parallel()
+	for _, h2 := range []bool{false, true} {
+		s := serve(t, h2)
+		hosts := make(chan string, 2)
+		s.Config.Handler = http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { hosts <- r.Host })
+		opts := beat.Options{Header: http.Header{}, TLS: &tls.Config{InsecureSkipVerify: true}}
+		for _, host := range []string{"", "shop.example.org"} {
+			if host != "" {
+				opts.Header.Set("Host", host)
+			}
+			x, err := beat.New(s.URL+"/good", opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer x.Close()
+			if err := errors.Join(x.Reconnect(t.Context()), x.Ping(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, want := range []string{s.Listener.Addr().String(), "shop.example.org"} {
+			if got := <-hosts; got != want {
+				t.Errorf("HTTP/2 %v: asked as %q, want %q", h2, got, want)
+			}
+		}
+	}
+}
+
 // A URL without a path costs an HTTP/2 server no request.
 func TestPingFrame(t *testing.T) {
 	t.Parallel()

@@ -31,6 +31,7 @@ func (t *Target) connect(ctx context.Context) (*session, error) {
 	}
 	conn, _, err := websocket.Dial(ctx, t.url.String(), &websocket.DialOptions{
 		HTTPClient: client, HTTPHeader: t.opts.Header, Subprotocols: t.opts.Subprotocols,
+		Host:           t.opts.Header.Get("Host"), // net/http leaves out the header
 		OnPingReceived: func(context.Context, []byte) bool { s.note(); return true },
 	})
 	if err != nil {

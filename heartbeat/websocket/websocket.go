@@ -33,7 +33,8 @@ import (
 // Options are how a [Target] connects. The zero value is good.
 type Options struct {
 	// Header is sent with the handshake, such as Authorization or Origin. A
-	// user and a password in the URL become one. It is not part of any error.
+	// user and a password in the URL become one. Its Host stands for the
+	// URL's. It is not part of any error.
 	Header http.Header
 	// Subprotocols are offered to the server.
 	Subprotocols []string

@@ -55,8 +55,8 @@ func TestHandshake(t *testing.T) {
 			http.Redirect(w, r, "/", http.StatusFound)
 		case user != "u" || password != "s3cret":
 			w.WriteHeader(http.StatusUnauthorized)
-		case r.Header.Get("X-Beat") != "1" || r.Header.Get("Sec-WebSocket-Protocol") != "beat":
-			t.Errorf("got %v", r.Header)
+		case r.Host != "feed.example.org" || r.Header.Get("X-Beat") != "1" || r.Header.Get("Sec-WebSocket-Protocol") != "beat":
+			t.Errorf("got %s, %v", r.Host, r.Header)
 		default:
 			quiet(w, r)
 		}
@@ -67,7 +67,7 @@ func TestHandshake(t *testing.T) {
 		{"u:s3cret@", "/elsewhere", "302"},
 	} {
 		url := strings.Replace(url, "://", "://"+test.user, 1) + test.path
-		c, err := dial(t, url, websocket.Options{Header: http.Header{"X-Beat": {"1"}}, Subprotocols: []string{"beat"}})
+		c, err := dial(t, url, websocket.Options{Header: http.Header{"X-Beat": {"1"}, "Host": {"feed.example.org"}}, Subprotocols: []string{"beat"}})
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Fatalf("%s%s: %v", test.user, test.path, err)
 		}

@@ -137,30 +137,38 @@ func (a *app) beatOnce(ctx context.Context, flags beatFlags, endpoints []*beat.E
 	return ctx.Err()
 }
 
-// pingOnce does not wait for a client that ignores its deadline.
+// pingOnce is how long the ping took, without the connecting before it.
 func pingOnce(ctx context.Context, e *beat.Endpoint) (time.Duration, error) {
+	return inTime(ctx, func() (time.Duration, error) {
+		if err := e.Reconnect(ctx); err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		err := e.Ping(ctx)
+		return time.Since(start), err
+	})
+}
+
+// inTime does not wait for a client that ignores the end of ctx.
+func inTime[T any](ctx context.Context, call func() (T, error)) (T, error) {
 	type answer struct {
-		latency time.Duration
-		err     error
+		value T
+		err   error
 	}
 	done := make(chan answer, 1)
 	go func() {
-		err := e.Reconnect(ctx)
-		start := time.Now()
-		if err == nil {
-			err = e.Ping(ctx)
-		}
-		done <- answer{time.Since(start), err}
+		value, err := call()
+		done <- answer{value, err}
 	}()
 	var grace <-chan time.Time
 	for ended := ctx.Done(); ; {
 		select {
 		case a := <-done:
-			return a.latency, a.err
+			return a.value, a.err
 		case <-ended:
 			ended, grace = nil, time.After(200*time.Millisecond)
 		case <-grace:
-			return 0, ctx.Err()
+			return answer{}.value, ctx.Err()
 		}
 	}
 }
@@ -195,11 +203,16 @@ func (a *app) beatOn(ctx context.Context, flags beatFlags, endpoints []*beat.End
 	if err != nil {
 		return usage(err)
 	}
+	var connecting sync.WaitGroup
 	for _, e := range endpoints {
-		t := &beatTarget{Endpoint: e}
-		monitor.Add(e.Name, t).PingNow()
+		connecting.Go(func() {
+			t := &beatTarget{Endpoint: e}
+			t.connect(ctx, time.Duration(flags.deadline))
+			monitor.Add(e.Name, t).PingNow()
+		})
 	}
 	<-ctx.Done()
+	connecting.Wait()
 	// Pings under way are of no interest to anybody now.
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -207,51 +220,52 @@ func (a *app) beatOn(ctx context.Context, flags beatFlags, endpoints []*beat.End
 	return nil // interrupted or --until: its ordinary end
 }
 
-// beatTarget is an endpoint that connects with its first ping, and whose pings
-// tell why there is no connection.
+// beatTarget is an endpoint whose pings tell why there is no connection.
 type beatTarget struct {
 	*beat.Endpoint
 
-	mu    sync.Mutex
-	tried bool
-	why   error         // the last attempt to connect failed
-	took  time.Duration // the last ping, without the connecting before it
+	mu         sync.Mutex
+	connecting bool  // an attempt to connect has not returned
+	why        error // the last one failed
 }
 
-// Reconnect connects.
+// connect is the first attempt, which comes before the monitor and so counts as
+// no ping: what fails there the first ping tells.
+func (t *beatTarget) connect(ctx context.Context, deadline time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	_, err := inTime(ctx, func() (struct{}, error) { return struct{}{}, t.Reconnect(ctx) })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.why = err
+}
+
+// Reconnect connects. It does not beside a first attempt that ignored its
+// deadline: the later of two would close the other's connection.
 func (t *beatTarget) Reconnect(ctx context.Context) error {
+	t.mu.Lock()
+	if t.connecting {
+		t.mu.Unlock()
+		return heartbeat.ErrNotReturned
+	}
+	t.connecting = true
+	t.mu.Unlock()
 	err := t.Endpoint.Reconnect(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tried, t.why = true, err
+	t.connecting, t.why = false, err
 	return err
 }
 
 // Ping pings.
 func (t *beatTarget) Ping(ctx context.Context) error {
-	t.mu.Lock()
-	tried := t.tried
-	t.mu.Unlock()
-	if !tried {
-		if err := t.Reconnect(ctx); err != nil {
-			return err
-		}
-	}
-	start := time.Now()
 	err := t.Endpoint.Ping(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.took = time.Since(start)
 	if err != nil && t.why != nil {
 		return t.why
 	}
 	return err
-}
-
-func (t *beatTarget) latency() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.took
 }
 
 // Heard passes on what the endpoint's own client knows.
@@ -303,7 +317,7 @@ func (o *beatObserver) Observe(e heartbeat.Event) {
 	line := beatLine{at: time.Now(), endpoint: t.Endpoint, state: e.State, err: e.Err}
 	switch e.Kind {
 	case heartbeat.Answered:
-		line.latency = t.latency()
+		line.latency = e.Latency
 		line.p99 = e.Handle.Latency().Quantile(0.99)
 	case heartbeat.Failed, heartbeat.ReconnectFailed:
 	case heartbeat.Heard:

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync/atomic"
-	"time"
 
 	"github.com/coder/websocket"
+
+	"deadpeer/internal/heard"
 )
 
 // session is one connection, with the goroutine that reads it.
@@ -17,12 +17,11 @@ type session struct {
 	cancel context.CancelFunc // of reading
 	done   chan struct{}      // reading has ended
 	err    error              // why, once done
-	base   time.Time
-	heard  atomic.Int64 // since base, nanoseconds; 0 for never
+	heard  *heard.Clock       // of anything but pongs
 }
 
 func (t *Target) connect(ctx context.Context) (*session, error) {
-	s := &session{done: make(chan struct{}), base: time.Now()}
+	s := &session{done: make(chan struct{}), heard: heard.New()}
 	transport := &http.Transport{DialContext: t.opts.Dial, TLSClientConfig: t.opts.TLS.Clone(), DisableKeepAlives: true}
 	client := &http.Client{
 		Transport: transport,
@@ -32,7 +31,7 @@ func (t *Target) connect(ctx context.Context) (*session, error) {
 	conn, _, err := websocket.Dial(ctx, t.url.String(), &websocket.DialOptions{
 		HTTPClient: client, HTTPHeader: t.opts.Header, Subprotocols: t.opts.Subprotocols,
 		Host:           t.opts.Header.Get("Host"), // net/http leaves out the header
-		OnPingReceived: func(context.Context, []byte) bool { s.note(); return true },
+		OnPingReceived: func(context.Context, []byte) bool { s.heard.Note(); return true },
 	})
 	if err != nil {
 		return nil, err
@@ -51,7 +50,7 @@ func (s *session) read(ctx context.Context) {
 	for {
 		_, message, err := s.conn.Reader(ctx)
 		if err == nil {
-			s.note()
+			s.heard.Note()
 			_, err = io.Copy(io.Discard, message)
 		}
 		if err != nil {
@@ -61,18 +60,8 @@ func (s *session) read(ctx context.Context) {
 			s.err = err
 			return
 		}
-		s.note()
+		s.heard.Note()
 	}
-}
-
-func (s *session) note() { s.heard.Store(int64(time.Since(s.base))) }
-
-func (s *session) ago() time.Duration {
-	at := s.heard.Load()
-	if at == 0 {
-		return -1
-	}
-	return time.Since(s.base) - time.Duration(at)
 }
 
 func (s *session) ping(ctx context.Context) error {

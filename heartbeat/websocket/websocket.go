@@ -91,7 +91,7 @@ func (t *Target) Heard() time.Duration {
 	if !ok {
 		return -1
 	}
-	return s.ago()
+	return s.heard.Ago()
 }
 
 // Reconnect closes the connection, if any, and makes another. A ping under way

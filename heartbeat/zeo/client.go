@@ -124,7 +124,7 @@ func (c *Client) Heard() time.Duration {
 	if !ok {
 		return -1
 	}
-	return s.ago()
+	return s.heard.Ago()
 }
 
 // Reconnect closes the connection, if any, and makes and registers another.

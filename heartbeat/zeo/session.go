@@ -9,8 +9,9 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"deadpeer/internal/heard"
 )
 
 // keep is how much of a message is kept. Of a longer one the rest is read and
@@ -24,8 +25,7 @@ const mostName = 16
 type session struct {
 	conn  net.Conn
 	codec codec
-	base  time.Time
-	heard atomic.Int64 // since base, nanoseconds; 0 for never
+	heard *heard.Clock // of anything but the answer to a call
 	done  chan struct{}
 
 	mu      sync.Mutex // guards what follows
@@ -127,7 +127,7 @@ func handshake(ctx context.Context, conn net.Conn) (*session, error) {
 	if !stop() {
 		return nil, ctx.Err() // the deadline may be in the past
 	}
-	s := &session{conn: conn, codec: c, base: time.Now(), done: make(chan struct{}), waiting: map[int64]chan reply{}}
+	s := &session{conn: conn, codec: c, heard: heard.New(), done: make(chan struct{}), waiting: map[int64]chan reply{}}
 	go s.read(r)
 	return s, nil
 }
@@ -209,7 +209,7 @@ func (s *session) read(r *bufio.Reader) {
 		if waiting := s.waitingFor(h); waiting != nil {
 			waiting <- reply{h.flag, message, cut, s.codec}
 		} else { // the server's own news, or an answer that came too late
-			s.heard.Store(int64(time.Since(s.base)))
+			s.heard.Note()
 		}
 	}
 }
@@ -224,16 +224,6 @@ func (s *session) waitingFor(h head) chan reply {
 	waiting := s.waiting[h.id]
 	delete(s.waiting, h.id)
 	return waiting
-}
-
-// ago is how long ago anything came but the answer to a call, negative for
-// never.
-func (s *session) ago() time.Duration {
-	at := s.heard.Load()
-	if at == 0 {
-		return -1
-	}
-	return time.Since(s.base) - time.Duration(at)
 }
 
 // end notes why the session ends, and ends it.

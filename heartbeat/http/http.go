@@ -90,21 +90,15 @@ func New(rawURL string, opts Options) (*Target, error) {
 // Ping asks and waits for the answer. A server may close an idle connection at
 // any time (RFC 9112 section 9.5): then Ping makes another and asks on that.
 func (t *Target) Ping(ctx context.Context) error {
-	c, ok := t.held.Get()
-	if !ok {
+	held, err := t.held.Ask(ctx, t.Reconnect, func(c conn) (broken bool, err error) {
+		err = c.ask(ctx)
+		_, answered := errors.AsType[*StatusError](err)
+		return err != nil && !answered, err
+	})
+	if !held {
 		return ErrNotConnected
 	}
-	err := c.ask(ctx)
-	if _, answered := errors.AsType[*StatusError](err); err == nil || answered || ctx.Err() != nil {
-		return err
-	}
-	if err := t.Reconnect(ctx); err != nil {
-		return err
-	}
-	if c, ok = t.held.Get(); !ok { // closed meanwhile
-		return ErrNotConnected
-	}
-	return c.ask(ctx)
+	return err
 }
 
 // Reconnect closes the connection, if any, and makes another.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"deadpeer/internal/holder"
 )
@@ -35,9 +36,12 @@ func openGRPC(u *url.URL) (Target, func() error, error) {
 		return nil, nil, errors.New("the service has too long a name")
 	}
 	t := &grpcTarget{
-		url:       url.URL{Scheme: "http", Host: u.Host, Path: "/grpc.health.v1.Health/Check"},
-		request:   healthRequest(service),
-		transport: &http.Transport{Protocols: new(http.Protocols), MaxResponseHeaderBytes: 64 << 10},
+		url:     url.URL{Scheme: "http", Host: u.Host, Path: "/grpc.health.v1.Health/Check"},
+		request: healthRequest(service),
+		transport: &http.Transport{
+			Protocols: new(http.Protocols), MaxResponseHeaderBytes: 64 << 10,
+			HTTP2: &http.HTTP2Config{WriteByteTimeout: 10 * time.Second},
+		},
 	}
 	if u.Scheme == "grpcs" {
 		t.url.Scheme, t.transport.TLSClientConfig = "https", &tls.Config{}
@@ -48,28 +52,21 @@ func openGRPC(u *url.URL) (Target, func() error, error) {
 	return t, t.held.Close, nil
 }
 
-// brokenError is that of a connection. Servers end those at any time, such as
-// by their age: the next one tells whether there is a server.
+// brokenError is that of a connection.
 type brokenError struct{ error }
 
 // Ping asks for the health of the service. A server without the health service
 // answers that it has none, which is an answer.
 func (t *grpcTarget) Ping(ctx context.Context) error {
-	c, ok := t.held.Get()
-	if !ok {
-		return errNotConnected
-	}
-	serving, err := t.check(ctx, c)
-	if _, broken := errors.AsType[brokenError](err); broken && ctx.Err() == nil {
-		if err := t.Reconnect(ctx); err != nil {
-			return err
-		}
-		if c, ok = t.held.Get(); !ok { // closed meanwhile
-			return errNotConnected
-		}
+	var serving bool
+	held, err := t.held.Ask(ctx, t.Reconnect, func(c *http.ClientConn) (broken bool, err error) {
 		serving, err = t.check(ctx, c)
-	}
+		_, broken = errors.AsType[brokenError](err)
+		return broken, err
+	})
 	switch {
+	case !held:
+		return errNotConnected
 	case err != nil && ctx.Err() != nil:
 		return fmt.Errorf("check health: %w", ctx.Err())
 	case err != nil:

@@ -44,6 +44,29 @@ func (h *Of[C]) Replace(ctx context.Context, dial func(context.Context) (C, erro
 	return nil
 }
 
+// Ask has ask use the connection, and is false when there is none. One that
+// turns out to be broken is replaced by reconnect and asked again, once: servers
+// end idle connections at any time, and the next one tells whether there is a
+// server. After the end of ctx it is not.
+func (h *Of[C]) Ask(ctx context.Context, reconnect func(context.Context) error, ask func(C) (broken bool, err error)) (held bool, err error) {
+	c, ok := h.Get()
+	if !ok {
+		return false, nil
+	}
+	broken, err := ask(c)
+	if !broken || ctx.Err() != nil {
+		return true, err
+	}
+	if err := reconnect(ctx); err != nil {
+		return true, err
+	}
+	if c, ok = h.Get(); !ok { // closed meanwhile
+		return false, nil
+	}
+	_, err = ask(c)
+	return true, err
+}
+
 // hold closes what is held and holds c.
 func (h *Of[C]) hold(c *C) error {
 	h.mu.Lock()

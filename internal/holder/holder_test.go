@@ -58,3 +58,60 @@ func TestReplaceAndClose(t *testing.T) {
 		t.Errorf("closed %d and %d times, want once each", first.closed, second.closed)
 	}
 }
+
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	var h holder.Of[*conn]
+	made := 0
+	reconnect := func(ctx context.Context) error {
+		return h.Replace(ctx, func(context.Context) (*conn, error) { made++; return &conn{}, nil })
+	}
+	asked := 0
+	failed := errors.New("failed")
+	ask := func(broken ...bool) func(*conn) (bool, error) {
+		return func(c *conn) (bool, error) {
+			if asked++; c.closed > 0 {
+				t.Error("asked on a closed connection")
+			}
+			now := broken[0]
+			if broken = broken[1:]; len(broken) > 0 {
+				return now, failed
+			}
+			return now, nil
+		}
+	}
+	if held, err := h.Ask(t.Context(), reconnect, ask(false)); held || err != nil || asked != 0 {
+		t.Errorf("empty: %v, %v", held, err)
+	}
+	if err := reconnect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		name        string
+		ctx         context.Context
+		broken      []bool
+		asked, made int
+		err         error
+	}{
+		{"answers", t.Context(), []bool{false}, 1, 0, nil},
+		{"fails", t.Context(), []bool{false, false}, 1, 0, failed},
+		{"breaks", t.Context(), []bool{true, false}, 2, 1, nil},
+		{"breaks again", t.Context(), []bool{true, true, false}, 2, 1, failed},
+		{"breaks too late", ended, []bool{true, false}, 1, 0, failed},
+	} {
+		asked, made = 0, 0
+		held, err := h.Ask(test.ctx, reconnect, ask(test.broken...))
+		if !held || !errors.Is(err, test.err) || asked != test.asked || made != test.made {
+			t.Errorf("%s: %v, %v; asked %d, made %d", test.name, held, err, asked, made)
+		}
+	}
+	refused := errors.New("refused")
+	if _, err := h.Ask(t.Context(), func(context.Context) error { return refused }, ask(true, false)); !errors.Is(err, refused) {
+		t.Errorf("got %v", err)
+	}
+	if held, err := h.Ask(t.Context(), func(context.Context) error { return h.Close() }, ask(true, false)); held || err != nil {
+		t.Errorf("closed meanwhile: %v, %v", held, err)
+	}
+}

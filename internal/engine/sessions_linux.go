@@ -68,9 +68,10 @@ func (l *looks) close() {
 		l.stop()
 	}
 	l.wait.Wait()
-	for _, one := range l.list {
-		_ = one.db.Close() // everything was said
+	for _, one := range l.list { // one that hangs does not keep the others
+		l.wait.Go(func() { _ = one.db.Close() }) // everything was said
 	}
+	l.wait.Wait()
 }
 
 // tie joins the sessions with the connections, by the peer's address and port.

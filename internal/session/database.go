@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// DefaultTimeout bounds every call that talks to a database.
-const DefaultTimeout = 3 * time.Second
+// defaultTimeout bounds every call that talks to a database.
+const defaultTimeout = 3 * time.Second
 
 // Errors that callers branch on.
 var (
@@ -60,7 +60,7 @@ type dialect interface {
 
 // Open prepares to look into a database. It does not connect yet.
 func Open(source Source, o Options) (*DB, error) {
-	d := &DB{source: source, timeout: cmp.Or(max(o.Timeout, 0), DefaultTimeout), turn: make(chan struct{}, 1)}
+	d := &DB{source: source, timeout: cmp.Or(max(o.Timeout, 0), defaultTimeout), turn: make(chan struct{}, 1)}
 	dial := dialer{within: o.Within}
 	var connector driver.Connector
 	var err error

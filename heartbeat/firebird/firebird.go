@@ -4,7 +4,7 @@
 //	target, err := firebird.New("sysdba:masterkey@10.0.0.9:3050/employee")
 //	monitor.Add("employee", target)
 //
-// For the pool of an application there is package sqlbeat.
+// For the pool of an application there is package sqlbeat, which takes a [Connector].
 //
 // A ping is op_info_database: one small request, one answer, on the attached
 // connection, with any version of the server. op_ping, which newer ones know,
@@ -36,7 +36,17 @@ import (
 // user:password@host:port/database?option=value. What is wrong with it shows
 // when it connects.
 func New(dsn string) (*sqlbeat.Single, error) {
-	// The driver's type has no name outside its package.
+	c, err := Connector(dsn)
+	if err != nil {
+		return nil, err
+	}
+	return sqlbeat.NewSingle(c), nil
+}
+
+// Connector is the driver's, for sqlbeat.OpenDB. firebirdsql exports neither
+// its connector nor its driver. What is wrong with the data source name shows
+// when it connects.
+func Connector(dsn string) (driver.Connector, error) {
 	db, err := sql.Open("firebirdsql", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open Firebird driver: %w", err)
@@ -52,5 +62,5 @@ func New(dsn string) (*sqlbeat.Single, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read Firebird data source name: %w", err)
 	}
-	return sqlbeat.NewSingle(c), nil
+	return c, nil
 }

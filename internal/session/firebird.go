@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/nakagami/firebirdsql"
+
+	firebirdbeat "deadpeer/heartbeat/firebird"
 )
 
 type firebird struct{ source Source }
@@ -28,28 +30,15 @@ func firebirdConnector(s Source, dial dialer) (driver.Connector, error) {
 		Scheme: "firebird", User: url.UserPassword(s.user, string(s.password)), Host: s.address(),
 		Path: "/" + s.database, RawQuery: query.Encode(),
 	}
-	// The package registers the only way to its driver there is.
-	pool, err := sql.Open("firebirdsql", u.String())
-	if err != nil {
-		return nil, err
-	}
-	d, ok := pool.Driver().(driver.DriverContext)
-	if err := pool.Close(); err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, errors.New("the Firebird driver has no connector")
-	}
 	if dial.within != nil {
-		return firebirdWithin{d, dial, u}, nil
+		return firebirdWithin{dial, u}, nil
 	}
-	return d.OpenConnector(u.String())
+	return firebirdbeat.Connector(u.String())
 }
 
 // firebirdWithin connects from another network namespace: the driver takes no
 // dialer.
 type firebirdWithin struct {
-	driver.DriverContext
 	dial dialer
 	url  url.URL
 }
@@ -59,7 +48,7 @@ func (f firebirdWithin) Connect(ctx context.Context) (c driver.Conn, err error) 
 	err = f.dial.each(ctx, f.url.Host, func(literal string) error {
 		at := f.url
 		at.Host = literal
-		connector, err := f.OpenConnector(at.String())
+		connector, err := firebirdbeat.Connector(at.String())
 		if err == nil {
 			c, err = connector.Connect(ctx)
 		}

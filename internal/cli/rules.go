@@ -8,8 +8,9 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode/utf8"
 
-	"go.yaml.in/yaml/v3"
+	"go.yaml.in/yaml/v4"
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
@@ -85,17 +86,35 @@ func parseRules(b []byte) (rules []engine.AttachRule, err error) {
 	return rules, nil
 }
 
-// notYAML tells where, as far as the parser does, and of the tab that is mostly
-// to blame.
+// notYAML says where the parser stopped, and where what it was reading began.
+// It names the tab that is mostly to blame.
 func notYAML(b []byte, err error) error {
-	n := 0
-	for line := range bytes.Lines(b) {
-		n++
-		if blank := len(line) - len(bytes.TrimLeft(line, " \t")); bytes.ContainsRune(line[:blank], '\t') {
-			return fmt.Errorf("line %d, column %d: a tab: YAML is indented by spaces", n, bytes.IndexByte(line, '\t')+1)
-		}
+	wrong, ok := errors.AsType[*yaml.LoadError](err)
+	if !ok {
+		return errors.New(conn.Printable(err.Error()))
 	}
-	return errors.New(conn.Printable(strings.TrimPrefix(err.Error(), "yaml: ")))
+	line, column := wrong.Mark.Line, wrong.Mark.Column
+	if line == 0 { // a character that is not allowed has its offset in bytes only
+		before := b[:min(max(wrong.Mark.Index, 0), len(b))]
+		line = 1 + bytes.Count(before, []byte("\n"))
+		column = 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
+	}
+	text := conn.Printable(wrong.Message)
+	if lines := strings.Split(string(b), "\n"); line <= len(lines) && strings.HasPrefix(tail(lines[line-1], column-1), "\t") {
+		text = "a tab: YAML is indented by spaces"
+	} else if began := wrong.ContextMark; began.Line != 0 && began != wrong.Mark {
+		text += fmt.Sprintf(" %s from line %d, column %d on", conn.Printable(wrong.ContextMsg), began.Line, began.Column)
+	}
+	return fmt.Errorf("line %d, column %d: %s", line, column, text)
+}
+
+// tail is a text without its first n characters.
+func tail(s string, n int) string {
+	for ; n > 0 && s != ""; n-- {
+		_, size := utf8.DecodeRuneInString(s)
+		s = s[size:]
+	}
+	return s
 }
 
 func at(n *yaml.Node, err error) error {

@@ -32,7 +32,9 @@
 // a panic included.
 //
 // A break is noticed at most period + failures × deadline after it happened,
-// and a tenth of a second for each call that ignores its context.
+// and a tenth of a second for each call that ignores its context. When so many
+// peers are gone at once that their pings take all of [Options.Workers], it is
+// noticed as late as a worker comes.
 //
 // A million targets are one scheduler and as many goroutines as there are
 // calls under way.

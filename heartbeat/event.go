@@ -81,18 +81,25 @@ type Event struct {
 
 // Observer is told what happens. The events of one target come one after the
 // other, those of different targets at the same time from many goroutines.
-// Pings wait for an observer: it must not block. Its panics are swallowed.
+// Pings wait for an observer: it must not block, nor end its goroutine, as
+// [testing.T.FailNow] does. Its panics are swallowed.
 type Observer interface {
 	Observe(Event)
 }
 
-// Observers tells several, in their order. With none it is silent.
+// Observers tells several, in their order, each whatever the others do. With
+// none it is silent.
 func Observers(list ...Observer) Observer { return observers(list) }
 
 type observers []Observer
 
 func (o observers) Observe(e Event) {
 	for _, one := range o {
-		one.Observe(e)
+		observe(one, e)
 	}
+}
+
+func observe(o Observer, e Event) {
+	defer func() { _ = recover() }() // as Observer says
+	o.Observe(e)
 }

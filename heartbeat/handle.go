@@ -108,9 +108,10 @@ func (h *Handle) Remove() {
 	}
 	delete(m.early, h)
 	idle := !m.running || m.stopping
+	state := h.state
 	m.mu.Unlock()
 	if free || idle {
-		m.emit(Event{Kind: Removed, Handle: h})
+		m.emit(Event{Kind: Removed, Handle: h, State: state, Was: state})
 	}
 }
 

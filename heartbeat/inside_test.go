@@ -172,7 +172,7 @@ func TestParsePeriod(t *testing.T) {
 			t.Errorf("%q: %v, %v; want %v", text, d, err, want)
 		}
 	}
-	for _, text := range []string{"soon", "NaN", "1e10", "-1e10", "inf", "9223372036.9", "3 s"} {
+	for _, text := range []string{"soon", "NaN", "1e10", "-1e10", "inf", "9223372036.9", "9223372036.854776", "3 s"} {
 		if d, err := parsePeriod(text); err == nil {
 			t.Errorf("%q: %v, want an error", text, d)
 		}

@@ -211,7 +211,4 @@ func (m *Monitor) rouse() {
 }
 
 // emit tells the observer. It must be called without the lock.
-func (m *Monitor) emit(e Event) {
-	defer func() { _ = recover() }() // as Observer says
-	m.opts.Observer.Observe(e)
-}
+func (m *Monitor) emit(e Event) { observe(m.opts.Observer, e) }

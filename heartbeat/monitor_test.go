@@ -3,7 +3,10 @@ package heartbeat_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -533,3 +536,92 @@ func TestJitterSpreads(t *testing.T) {
 		}
 	})
 }
+
+// What one observer does is nothing to the next.
+func TestObserversArePanickedAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStory()
+		opts := options(s)
+		opts.Observer = heartbeat.Observers(observe(func(heartbeat.Event) { panic("first") }), s)
+		m := start(t, opts)
+		m.Add("a", heartbeat.PingFunc(answers))
+		pass(31 * time.Second)
+		s.want(t, "a", "30s sent", "30s answered", "30s not_ready → up")
+	})
+}
+
+type observe func(heartbeat.Event)
+
+func (f observe) Observe(e heartbeat.Event) { f(e) }
+
+// Every event of a target has the state it is in.
+func TestEventsHaveTheState(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var got []string
+		opts := options(nil)
+		opts.Observer = observe(func(e heartbeat.Event) {
+			if e.Handle != nil {
+				got = append(got, e.State.String())
+			}
+		})
+		m := start(t, opts)
+		h := m.Add("a", heartbeat.PingFunc(answers))
+		pass(61 * time.Second)
+		h.Remove()
+		if want := []string{"not_ready", "up", "up", "up", "up", "up"}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// The longest deadline there is is not over at once.
+func TestLongestDeadline(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newStory()
+		opts := options(s)
+		opts.Deadline = math.MaxInt64
+		m := start(t, opts)
+		m.Add("a", heartbeat.PingFunc(func(context.Context) error { time.Sleep(time.Minute); return nil }))
+		pass(100 * time.Second)
+		s.want(t, "a", "30s sent", "1m30s answered", "1m30s not_ready → up")
+	})
+}
+
+// A ping that waits for its lock, or for Ready, does not begin after the end of
+// the monitor or the removal of its target.
+func TestWaitingPingDoesNotBeginAfterTheEnd(t *testing.T) {
+	for name, end := range map[string]func(*heartbeat.Monitor, *heartbeat.Handle){
+		"stop":   func(m *heartbeat.Monitor, _ *heartbeat.Handle) { _ = m.Stop(context.Background()) },
+		"remove": func(_ *heartbeat.Monitor, h *heartbeat.Handle) { h.Remove() },
+	} {
+		for _, wait := range []time.Duration{2 * time.Second, 20 * time.Second} { // within the deadline, and not
+			t.Run(fmt.Sprint(name, wait), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					m := start(t, options(newStory()))
+					begun := func(context.Context) error { t.Error("pinged"); return nil }
+					locked := &full{ping: begun, reconnect: answers}
+					locked.Lock()
+					handles := []*heartbeat.Handle{m.Add("locked", locked)}
+					if wait > 10*time.Second {
+						handles = append(handles, m.Add("unready", slowReady{heartbeat.PingFunc(begun), wait}))
+					}
+					pass(30*time.Second + wait/2 + time.Second/2)
+					for _, h := range handles {
+						go end(m, h)
+					}
+					pass(wait)
+					locked.Unlock()
+					pass(time.Minute)
+				})
+			})
+		}
+	}
+}
+
+// slowReady takes its time to tell that it is ready.
+type slowReady struct {
+	heartbeat.PingFunc
+	wait time.Duration
+}
+
+func (s slowReady) Ready() bool { time.Sleep(s.wait); return true }

@@ -52,6 +52,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	def(&o.Deadline, 10*time.Second)
+	o.Deadline = min(o.Deadline, math.MaxInt64/2) // which others are added to
 	def(&o.BackoffMin, time.Second)
 	def(&o.BackoffMax, time.Minute)
 	o.BackoffMax = max(o.BackoffMax, o.BackoffMin)
@@ -97,7 +98,7 @@ func parsePeriod(text string) (time.Duration, error) {
 		return d, nil
 	}
 	seconds, err := strconv.ParseFloat(text, 64)
-	if err != nil || math.Abs(seconds) > math.MaxInt64/float64(time.Second) || math.IsNaN(seconds) {
+	if err != nil || math.Abs(seconds) >= math.MaxInt64/float64(time.Second) || math.IsNaN(seconds) {
 		return 0, fmt.Errorf("%q is neither a number of seconds nor a duration such as 30s or 2m", text)
 	}
 	return time.Duration(seconds * float64(time.Second)), nil

@@ -37,10 +37,10 @@ func (m *Monitor) do(h *Handle) (kept bool) {
 func (m *Monitor) ping(h *Handle) (kept bool) {
 	b := m.join()
 	h.flags |= pingOut
-	needed := h.state == Suspect || h.state == Down
+	state := h.state
 	m.later(h, stepPingOverdue, m.opts.Deadline+m.grace())
 	m.mu.Unlock()
-	o := m.attempt(h, b, needed)
+	o := m.attempt(h, b, state)
 	m.mu.Lock()
 	m.part(o.batch)
 	return m.pinged(h, o)
@@ -48,7 +48,7 @@ func (m *Monitor) ping(h *Handle) (kept bool) {
 
 // attempt is all of a ping that is the target's code, which may panic, end
 // the goroutine, or not return.
-func (m *Monitor) attempt(h *Handle, b *batch, needed bool) (o outcome) {
+func (m *Monitor) attempt(h *Handle, b *batch, state State) (o outcome) {
 	defer func() {
 		if v := recover(); v != nil {
 			o = outcome{kind: Failed, err: &PanicError{v, debug.Stack()}, batch: b}
@@ -57,7 +57,7 @@ func (m *Monitor) attempt(h *Handle, b *batch, needed bool) (o outcome) {
 	if r, ok := h.target.(Readier); ok && !r.Ready() {
 		return outcome{kind: Unready, batch: b}
 	}
-	if !needed {
+	if state != Suspect && state != Down {
 		if ago, ok := h.heard(); ok && ago < m.period {
 			return outcome{kind: Heard, latency: ago, batch: b}
 		}
@@ -66,12 +66,15 @@ func (m *Monitor) attempt(h *Handle, b *batch, needed bool) (o outcome) {
 		m.setLocking(h)
 		l.Lock()
 		defer l.Unlock()
-		var inTime bool
-		if b, inTime = m.locked(h, b); !inTime {
+		var wanted bool
+		if b, wanted = m.locked(h, b); !wanted {
 			return outcome{batch: b}
 		}
 	}
-	m.emit(Event{Kind: Sent, Handle: h})
+	if err := b.ctx.Err(); err != nil { // the target took all the time before
+		return outcome{kind: Failed, err: err, batch: b}
+	}
+	m.emit(Event{Kind: Sent, Handle: h, State: state, Was: state})
 	start := time.Now()
 	err := h.target.Ping(b.ctx)
 	took := time.Since(start)
@@ -93,12 +96,13 @@ func (m *Monitor) setLocking(h *Handle) {
 }
 
 // locked gives a ping that waited for its lock a new deadline. It is false
-// when the worker was written off: the ping then starts again.
+// when the worker was written off, so that the ping starts again, and when no
+// ping is to begin any more.
 func (m *Monitor) locked(h *Handle, b *batch) (*batch, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h.flags &^= locking
-	if h.has(pingLost) {
+	if h.has(pingLost) || h.has(removed) || m.stopping {
 		return b, false
 	}
 	m.part(b)
@@ -120,6 +124,10 @@ func (m *Monitor) pinged(h *Handle, o outcome) (kept bool) {
 		return false
 	}
 	m.wheel.remove(h)
+	if o.kind == 0 { // it did not begin
+		m.resume(h, stepPing, 0)
+		return true
+	}
 	m.settle(h, o)
 	return true
 }
@@ -207,4 +215,4 @@ func (m *Monitor) tell(h *Handle, e Event) {
 	m.mu.Lock()
 }
 
-func (m *Monitor) drop(h *Handle) { m.tell(h, Event{Kind: Removed, State: h.state}) }
+func (m *Monitor) drop(h *Handle) { m.tell(h, Event{Kind: Removed, State: h.state, Was: h.state}) }

@@ -33,8 +33,9 @@ type Readier interface {
 
 // Hearer is a [Target] that knows when its peer last proved to be alive, such
 // as by an answer to the application's own requests. It is not pinged before
-// it has been silent for a period, and a ping that missed its deadline does
-// not count if something was heard after it had begun.
+// it has been silent for a period, and a ping that returns
+// [context.DeadlineExceeded] does not count if something was heard after it had
+// begun.
 type Hearer interface {
 	// Heard tells how long ago that was, and is negative for never.
 	Heard() time.Duration

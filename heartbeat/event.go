@@ -56,7 +56,8 @@ const (
 	Reconnected
 	// ReconnectFailed has Attempt, Err, and in Wait the time to the next one.
 	ReconnectFailed
-	// Removed is the last of a target.
+	// Removed is the last of a target. While the monitor stops it may be missing,
+	// or come before the end of a call under way is told.
 	Removed
 	// Started has the period in Wait. It and the next two are of no target.
 	Started

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -248,6 +250,94 @@ func TestAttachInterrupted(t *testing.T) {
 	}
 	w.detach()
 	w.unchanged(before)
+}
+
+// interrupting ends itself when it has been asked a number of times whether it
+// has ended.
+type interrupting struct {
+	context.Context
+	end  func()
+	left atomic.Int32
+}
+
+func (c *interrupting) Err() error {
+	if c.left.Add(-1) < 0 {
+		c.end()
+	}
+	return c.Context.Err()
+}
+
+// interruptions calls do with contexts that end ever later, until one does not.
+func interruptions(t *testing.T, do func(ctx context.Context)) {
+	t.Helper()
+	for n := int32(0); ; n++ {
+		c := &interrupting{}
+		c.Context, c.end = context.WithCancel(t.Context())
+		c.left.Store(n)
+		do(c)
+		ended := c.Context.Err() != nil
+		c.end()
+		if !ended {
+			return
+		}
+		if n > 1000 {
+			t.Fatal("it never comes to its end")
+		}
+	}
+}
+
+// Wherever attach is interrupted, it has done all or nothing.
+func TestAttachAllOrNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peers := w.connect("tcp4", w.near, 3)
+	before := w.serverOptions()
+	interruptions(t, func(ctx context.Context) {
+		_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute()}}})
+		if err != nil {
+			w.unchanged(before)
+			nothingLeft(t, w.dir)
+			return
+		}
+		w.have(peers, minute(), before)
+		if list := must(w.engine.Attachments(t.Context()))(t); len(list) != 1 || list[0].Half || list[0].Sockets != 3 {
+			t.Errorf("%+v", list)
+		}
+		w.detach()
+	})
+}
+
+// A user timeout that could not be set at once follows, and leaves the rest as
+// it is, by either transport.
+func TestAttachTimeoutFollows(t *testing.T) {
+	t.Parallel()
+	for name, from := range map[string]int{"pidfd_getfd": 0, "BPF": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if from > 0 {
+				needBPF(t)
+			}
+			shut := w.connect("tcp4", w.near, 1)
+			before := w.serverOptions()
+			fill(t, w.servers[shut[0]])
+			var once sync.Once
+			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
+				if s == attach.StepApplied {
+					once.Do(func() { go func() { _, _ = io.Copy(io.Discard, w.clients[shut[0]]) }() }) // ends with the connection
+				}
+			}})
+			w.engine.cgroups, w.engine.bpfFrom = w.dir, from
+			p := minute()
+			p.UserTimeout = 70 * time.Second
+			if a := w.attach(w.request(), p); a.Changed != 1 || a.Failed != 0 {
+				t.Errorf("%+v: %+v", a, byPeer(a.Snapshot)[shut[0]].Outcome)
+			}
+			w.have(shut, p, before)
+			w.detach()
+			w.unchanged(before)
+		})
+	}
 }
 
 // Sockets that have ended are forgotten, and an attachment with them.

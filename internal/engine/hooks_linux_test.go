@@ -53,18 +53,27 @@ func testCgroup(t *testing.T) string {
 }
 
 // pairs makes connections on loopback ports, says what they have after it was
-// told to, and ends with its input.
+// told to, and ends with its input. Told to flood, it goes on making them until
+// it is told the next, and keeps those with keepalive: one still on is shown.
 const pairs = `
-import socket, sys
+import resource, select, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 l = socket.create_server(("127.0.0.1", 7000))
 made = []
 def options(s):
     return [s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)] + [s.getsockopt(socket.IPPROTO_TCP, o) for o in (4, 5, 6, 18)]
+def make():
+    made.extend([socket.create_connection(l.getsockname()), l.accept()[0]])
 for word in sys.stdin:
     word = word.strip()
     if word == "make":
-        c = socket.create_connection(l.getsockname())
-        made += [c, l.accept()[0]]
+        make()
+    elif word == "flood":
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            make()
+            if not options(made[-2])[0] and not options(made[-1])[0]:
+                del made[-2:]
+        made.sort(key=options)
     elif word == "weaken":
         for s in made:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
@@ -95,10 +104,16 @@ func newMaker(t *testing.T, cgroup string, start func(*exec.Cmd) error) *maker {
 	return &maker{t, cmd, in.(*os.File), bufio.NewReader(out)}
 }
 
-// do tells the maker what to do and gives both ends' options after it.
+// do tells the maker what to do, and holds both ends' options after it to what
+// is wanted.
 func (m *maker) do(what, want string) {
 	m.t.Helper()
 	must(m.in.WriteString(what + "\n"))(m.t)
+	m.done(what, want)
+}
+
+func (m *maker) done(what, want string) {
+	m.t.Helper()
 	if line := must(m.out.ReadString('\n'))(m.t); line != want+" | "+want+"\n" {
 		m.t.Errorf("after %s: %s, want %s of both", what, strings.TrimSpace(line), want)
 	}
@@ -187,6 +202,29 @@ func TestDetachOfAnotherVersion(t *testing.T) {
 		t.Errorf("%+v", done)
 	}
 	m.do("show", "0 7200 75 9 0")
+}
+
+// Connections that are made while a hook is taken down are as they would be
+// without it.
+func TestDetachWhileConnecting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup := testCgroup(t)
+	m := newMaker(t, cgroup, w.server.Start)
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
+	w.engine.cgroups = w.dir
+	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
+	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}))(t)
+	m.do("make", "1 40 5 4 0")
+	must(m.in.WriteString("flood\n"))(t)
+	wait(t, "more connections", func() bool {
+		list := must(w.engine.Attachments(t.Context()))(t)
+		return list[0].Given > 20
+	})
+	w.detach()
+	m.do("show", "0 7200 75 9 0") // after the flood
+	m.done("show", "0 7200 75 9 0")
+	nothingLeft(t, w.dir)
 }
 
 // Without BPF future connections are refused with the way out, and nothing is

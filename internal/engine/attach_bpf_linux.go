@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -28,12 +29,11 @@ type means struct {
 }
 
 // means chooses by what n sockets are changed. Close them.
-func (r *run) means(n int) means {
+func (r *run) means(n int) means { return r.meansFrom(cmp.Or(r.e.bpfFrom, bpfFrom), n) }
+
+// meansFrom chooses BPF from so many sockets on.
+func (r *run) meansFrom(from, n int) means {
 	d := attach.Getfd()
-	from := bpfFrom
-	if r.e.bpfFrom != 0 {
-		from = r.e.bpfFrom
-	}
 	if r.e.options.NoBPF || n < from || !mayUseBPF() {
 		return means{d, "pidfd_getfd", 0, d, nil}
 	}

@@ -1,14 +1,9 @@
 package engine
 
 import (
-	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
-	"slices"
 	"time"
 
 	"deadpeer/internal/attach"
@@ -30,7 +25,6 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 	if err != nil {
 		return nil, err
 	}
-	var file *journal.Attachment
 	if !req.DryRun {
 		unlock, err := e.lockSettings(ctx)
 		if err != nil {
@@ -38,16 +32,14 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		}
 		defer unlock()
 	}
+	m := &making{e: e}
+	defer func() { err = m.settle(context.WithoutCancel(ctx), err) }()
 	if len(hooks) > 0 && !req.DryRun {
 		// First of all: what is made from now on is theirs, the rest is listed.
-		if file, err = e.newAttachment(req); err != nil {
+		if err := m.hook(req, hooks); err != nil {
 			return nil, err
 		}
-		if err := e.hook(file.ID, hooks); err != nil {
-			return nil, errors.Join(err, file.Remove())
-		}
 	}
-	defer func() { err = e.settle(ctx, file, len(hooks) > 0, err) }()
 	req.NoOwners, req.Settings = false, true
 	r, err := e.see(ctx, req.Request)
 	if err != nil {
@@ -60,21 +52,21 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		for _, i := range rows {
 			r.snap.outcomes[i] = Outcome{Action: actionAttach}
 		}
-	} else if len(items) > 0 || file != nil {
-		if file == nil {
+	} else if len(items) > 0 || m.file != nil {
+		if m.file == nil {
 			req.Request = r.req
-			if file, err = e.newAttachment(req); err != nil {
+			if err := m.create(req); err != nil {
 				return nil, err
 			}
 		}
-		if err := r.attachTo(ctx, file, items, rows); err != nil {
+		if err := r.attachTo(ctx, m, items, rows); err != nil {
 			return nil, err
 		}
-		if err := r.hold(file.ID, hooks, items, rows); err != nil {
+		if err := r.hold(m.file.ID, hooks, items, rows); err != nil {
 			return nil, err
 		}
-		if file.Len() > 0 || out.New {
-			out.ID = file.ID
+		if m.file.Len() > 0 || out.New {
+			out.ID = m.file.ID
 		}
 	}
 	r.readSettings(ctx)
@@ -124,7 +116,7 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 			continue
 		}
 		rule := r.ruleOf(row, rules)
-		if rule < 0 || s.State == conn.Listen || s.Inode == 0 && s.State != conn.Established && s.State != conn.CloseWait {
+		if rule < 0 || s.State == conn.Listen || orphaned(s) {
 			row.skip = true
 			continue
 		}
@@ -158,69 +150,34 @@ func (r *run) ruleOf(row *row, rules []AttachRule) int {
 	return -1
 }
 
-// settle closes the file of an attachment, and removes what is of no use.
-func (e *Engine) settle(ctx context.Context, file *journal.Attachment, hooked bool, err error) error {
-	if file == nil {
+// attachTo changes the sockets.
+func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows []uint32) error {
+	if err := m.findOlder(ctx); err != nil {
 		return err
 	}
-	if err != nil && hooked {
-		// What the hooks gave meanwhile stays in the file, for detach.
-		err = errors.Join(err, e.endHooks(context.WithoutCancel(ctx), file))
-	}
-	if file.Len() == 0 && (err != nil || !hooked) {
-		return errors.Join(err, file.Remove())
-	}
-	if err == nil {
-		err = file.SetWhole(true)
-	}
-	return errors.Join(err, file.Close())
-}
-
-// attachTo changes the sockets. Interrupted, it puts everything back.
-func (r *run) attachTo(ctx context.Context, file *journal.Attachment, items []attach.Item, rows []uint32) (err error) {
-	older, err := r.e.olderAttachments(ctx, file.ID)
-	defer closeAttachments(older)
-	if err != nil {
+	if err := r.e.adopt(ctx, m.file); err != nil {
 		return err
 	}
-	if err := r.e.adopt(ctx, file); err != nil {
-		return err
-	}
-	given := file.Len()
-	items, rows = r.notYet(file, items, rows)
+	given := m.file.Len()
+	items, rows = r.notYet(m.file, items, rows)
 	means := r.means(len(items))
 	defer means.close()
 	items, rows, quiet := probedLast(items, rows)
 	start := time.Now()
-	do := attach.Run{
-		File: file, Older: filesOf(older), Reread: r.reread, Ended: r.hasEnded, Rate: r.e.options.Rate, Step: r.e.options.AttachStep,
-	}
+	do := m.run()
+	do.Reread, do.Ended = r.reread, r.hasEnded
 	book := func(rows []uint32) func(int, attach.Report) {
 		return func(n int, rep attach.Report) { r.bookAttached(rows[n], rep) }
 	}
 	do.Transport, do.Batch = means.transport, means.batch
-	err = do.Attach(ctx, items[:quiet], book(rows[:quiet]))
+	err := do.Attach(ctx, items[:quiet], book(rows[:quiet]))
 	if err == nil {
 		do.Transport, do.Batch = means.duplicates, 0
 		err = do.Attach(ctx, items[quiet:], book(rows[quiet:]))
 	}
-	r.how(start, "changed %s by %s", count(file.Len()-given, "connection"), means.name)
+	r.how(start, "changed %s by %s", count(m.file.Len()-given, "connection"), means.name)
 	if err != nil {
-		targets := make([]attach.Held, len(items))
-		for n := range items {
-			targets[n].Target = items[n].Target
-		}
-		do.Ended = func(conn.ID) bool { return false }
-		back := do.Undo(context.WithoutCancel(ctx), targets, func(int, attach.Report) {})
-		return errors.Join(err, back)
-	}
-	if err := do.TakeOver(); err != nil {
 		return err
-	}
-	for _, o := range older {
-		if err := o.removeIfEmpty(); err != nil {
-			return err
-		}
 	}
 	return r.lookOver(context.WithoutCancel(ctx), rows) // only to show what was done
 }
@@ -266,9 +223,15 @@ func (r *run) hasEnded(id conn.ID) bool {
 	}
 	now, gone := r.snap.table.at(i).sock, false
 	err := r.spaces[id.NetNS].diag.Lookup([]*conn.Sock{&now}, func(_ int, err error) {
-		gone = errors.Is(err, sockdiag.ErrGone) || err == nil && now.Inode == 0
+		gone = errors.Is(err, sockdiag.ErrGone) || err == nil && orphaned(&now)
 	})
 	return err == nil && gone
+}
+
+// orphaned reports whether nobody holds a connection any more. One that is open
+// and has no inode waits to be accepted.
+func orphaned(s *conn.Sock) bool {
+	return s.Inode == 0 && s.State != conn.Established && s.State != conn.CloseWait
 }
 
 // probedLast puts the connections that the policy makes the kernel probe at once
@@ -303,67 +266,6 @@ func (r *run) notYet(file *journal.Attachment, items []attach.Item, rows []uint3
 		leftItems, leftRows = append(leftItems, items[n]), append(leftRows, i)
 	}
 	return leftItems, leftRows
-}
-
-// olderAttachments gives those there are but one, the newest first, without the
-// sockets that have ended. Close them.
-func (e *Engine) olderAttachments(ctx context.Context, except string) ([]attachment, error) {
-	list, err := e.attachments()
-	slices.Reverse(list)
-	list = slices.DeleteFunc(list, func(a attachment) bool {
-		if a.ID == except {
-			_ = a.Close() // nothing was written to it
-		}
-		return a.ID == except
-	})
-	for _, a := range list {
-		if a.hooked() {
-			err = errors.Join(err, e.adopt(ctx, a.Attachment))
-		}
-	}
-	if err != nil || len(list) == 0 {
-		return list, err
-	}
-	l, err := e.locate(ctx, list)
-	if err != nil {
-		return list, err
-	}
-	defer l.close()
-	for _, a := range list {
-		err = errors.Join(err, a.Forget(l.gone(a)))
-	}
-	return list, err
-}
-
-// newAttachment makes a file of a name that is free.
-func (e *Engine) newAttachment(req AttachRequest) (*journal.Attachment, error) {
-	about := attach.About{At: time.Now(), Netns: req.Netns}
-	for _, rule := range req.Rules {
-		match := rule.Filter
-		switch {
-		case match == nil:
-			match = req.Filter
-		case req.Filter != nil:
-			match = match.And(req.Filter)
-		}
-		r := attach.Rule{Policy: rule.Policy, New: rule.New, Enforce: rule.Enforce, Cgroup: cmp.Or(rule.Unit, rule.Cgroup)}
-		if match != nil {
-			r.Match = match.String()
-		}
-		about.Rules = append(about.Rules, r)
-	}
-	b, err := about.Encode()
-	if err != nil {
-		return nil, err
-	}
-	for {
-		var id [2]byte
-		_, _ = rand.Read(id[:]) // never fails
-		file, err := journal.CreateAttachment(e.options.RuntimeDir, hex.EncodeToString(id[:]), b)
-		if !errors.Is(err, fs.ErrExist) {
-			return file, err
-		}
-	}
 }
 
 func (r *run) socksOf(rows []uint32) []*conn.Sock {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/attach"
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
 	"deadpeer/keepalive"
@@ -305,6 +306,50 @@ func TestAttachAllOrNothing(t *testing.T) {
 		}
 		w.detach()
 	})
+}
+
+// hookOfOthers keeps programs in our cgroup from weakening a policy on what it
+// is told to hold.
+func hookOfOthers(t *testing.T, p keepalive.Policy) *bpf.Hook {
+	t.Helper()
+	h := must(bpf.AttachHook(bpf.HookOptions{
+		Dir: hookDir(t), ID: "other", Cgroup: must(ownCgroup())(t), Enforce: true, Rules: []bpf.Rule{{Local: bpf.Ports{Low: 1, High: 1}, Policy: p}},
+	}))(t)
+	t.Cleanup(func() { ok(t, h.Remove()) })
+	return h
+}
+
+// What an interrupted attach cannot put back is said, and left to detach.
+func TestAttachNotUndone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peers := w.connect("tcp4", w.near, 3)
+	before := w.serverOptions()
+	other := hookOfOthers(t, minute())
+	ctx, cancel := context.WithCancel(t.Context())
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
+		if s == attach.StepApplied {
+			control(t, w.servers[peers[0]], func(fd int) { ok(t, other.Hold(fd, minute())) })
+			cancel()
+		}
+	}})
+	w.engine.cgroups = w.dir
+	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute()}}})
+	list := must(w.engine.Attachments(t.Context()))(t)
+	if len(list) != 1 || !list[0].Half || list[0].Sockets != 1 {
+		t.Fatalf("%+v", list)
+	}
+	for _, part := range []string{context.Canceled.Error(), "1 connection could not be put back", "deadpeer detach " + list[0].ID} {
+		if !strings.Contains(fmt.Sprint(err), part) {
+			t.Errorf("%v, want %q", err, part)
+		}
+	}
+	ok(t, other.Stop())
+	if done := w.detach(); len(done) != 1 || done[0].Changed != 1 {
+		t.Errorf("%+v", done)
+	}
+	w.unchanged(before)
+	nothingLeft(t, w.dir)
 }
 
 // A user timeout that could not be set at once follows, and leaves the rest as

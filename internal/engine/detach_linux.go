@@ -135,6 +135,29 @@ func (l *located) ended(id conn.ID) bool {
 	return l.sure && l.hasEnded(id)
 }
 
+// held gives the sockets of an attachment, in the order of Sockets, with where
+// they are and what they have.
+func (l *located) held(a attachment) []attach.Held {
+	sockets := a.Sockets()
+	list := make([]attach.Held, len(sockets))
+	for n, s := range sockets {
+		list[n].Target = attach.Target{ID: s.ID, Owners: l.holders[s.ID]}
+		if i, listed := l.find(s.ID); listed {
+			list[n].Now, list[n].Known = l.settingsOf(l.snap.table.at(i))
+		}
+	}
+	return list
+}
+
+// means chooses by what the sockets of an attachment are changed. Hooks give a
+// policy to those, too, that wait to be accepted: there is no descriptor yet.
+func (l *located) means(a attachment) means {
+	if a.hooked() {
+		return l.meansFrom(1, a.Len())
+	}
+	return l.run.means(a.Len())
+}
+
 // gone lists the sockets of an attachment that have ended for good.
 func (l *located) gone(f attachment) (ids []conn.ID) {
 	for s := range f.All() {
@@ -286,17 +309,10 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 			do.Newer = append(do.Newer, o.Attachment)
 		}
 	}
-	means := l.means(a.Len())
+	means := l.means(a)
 	defer means.close()
 	do.Transport, do.Batch = means.transport, means.batch
-	sockets := a.Sockets()
-	targets := make([]attach.Held, len(sockets))
-	for n, s := range sockets {
-		targets[n].Target = attach.Target{ID: s.ID, Owners: l.holders[s.ID]}
-		if i, listed := l.find(s.ID); listed {
-			targets[n].Now, targets[n].Known = l.settingsOf(l.snap.table.at(i))
-		}
-	}
+	sockets, targets := a.Sockets(), l.held(a)
 	out := &Attached{ID: a.ID, Snapshot: l.snap}
 	back := map[uint32]hostDefaults{}
 	start := time.Now()

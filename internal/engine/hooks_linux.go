@@ -95,21 +95,25 @@ func findCgroup(path, unit string) (string, error) {
 	return found, err
 }
 
-// hook makes the hooks of an attachment, or none of them.
-func (e *Engine) hook(id string, hooks []hookRules) error {
+// hook makes the file of an attachment, and its hooks.
+func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 	const way = "without --new the connections there are now get the policy, by other means"
-	if e.options.NoBPF {
+	if m.e.options.NoBPF {
 		return fmt.Errorf("give future connections a policy: it takes BPF, which is switched off: %w; %s", errors.ErrUnsupported, way)
+	}
+	if err := m.create(req); err != nil {
+		return err
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: e.options.HookDir, ID: hookID(id, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true, By: "attach",
+			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true, By: "attach",
 		})
 		if err != nil {
-			return errors.Join(fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way), e.unhook(id))
+			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way)
 		}
+		m.hooked = true
 		if err := hook.Close(); err != nil {
-			return errors.Join(err, e.unhook(id))
+			return err
 		}
 	}
 	return nil

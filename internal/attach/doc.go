@@ -129,7 +129,7 @@ func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1) / unit
 
 // Given is the record of a socket that got a policy from elsewhere before its
 // program had it.
-func Given(id conn.ID, before keepalive.Settings, p keepalive.Policy) journal.Attached {
+func Given(id conn.ID, rule uint16, before keepalive.Settings, p keepalive.Policy) journal.Attached {
 	was := valuesOf(before)
-	return journal.Attached{ID: id, Was: was, Found: was, Set: valuesOf(with(before, p))}
+	return journal.Attached{ID: id, Rule: rule, Was: was, Found: was, Set: valuesOf(with(before, p))}
 }

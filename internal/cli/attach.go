@@ -45,6 +45,10 @@ by BPF: those of the whole host, of a --cgroup and those below it, or of a
 --enforce programs cannot weaken it, nor that of their open connections: their
 calls succeed and do no more than it allows.
 
+Connections of an older attachment are taken over from it, which is said:
+detach gives back what they had before both. Those on which an older one
+enforces its policy stay as they are.
+
 A file of --rules is a list, of which a connection has the first that matches:
 
   - {match: "sport = :5432", within: 90s, in_flight: true}
@@ -185,6 +189,13 @@ func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
 		a.say("nothing was changed; without --dry-run %s would get the policy", count(done.Changed, "connection"))
 	case done.ID != "":
 		a.say("attachment %s: %s; deadpeer detach %s gives back what was there", done.ID, count(done.Changed, "connection"), done.ID)
+	}
+	for _, t := range done.TakenOver {
+		verb := "taken over from"
+		if req.DryRun {
+			verb = "would be taken over from"
+		}
+		a.say("%s %s attachment %s", count(t.Connections, "connection"), verb, t.ID)
 	}
 	if done.Ended > 0 {
 		a.say("%s had ended before it was their turn", count(done.Ended, "connection"))

@@ -14,15 +14,25 @@ type jsonAttached struct {
 	Changed    int           `json:"changed"`
 	New        bool          `json:"new_connections"`
 	InFlight   *jsonForecast `json:"in_flight"`
+	TakenOver  []jsonTaken   `json:"taken_over"`
+}
+
+// jsonTaken counts the connections that an older attachment had.
+type jsonTaken struct {
+	Attachment  string `json:"attachment"`
+	Connections int    `json:"connections"`
 }
 
 func newJSONAttached(a *engine.Attached) *jsonAttached {
 	if a == nil {
 		return nil
 	}
-	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, New: a.New}
+	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, New: a.New, TakenOver: []jsonTaken{}}
 	if a.ID != "" {
 		j.Attachment = &a.ID
+	}
+	for _, t := range a.TakenOver {
+		j.TakenOver = append(j.TakenOver, jsonTaken{t.ID, t.Connections})
 	}
 	if f := a.InFlight; f != nil {
 		j.InFlight = forecastOf(*f)

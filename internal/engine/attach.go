@@ -56,12 +56,20 @@ type Attached struct {
 	// InFlight is when data in flight is given up on the connection that has
 	// the longest round trip, of those left without a user timeout; nil when
 	// there are none.
-	InFlight *forecast.Forecast
+	InFlight  *forecast.Forecast
+	TakenOver []TakenOver // from older attachments, or to be
 	// ByValue counts the values put back that are the host's as well. Whether
 	// a program had set them itself cannot be told; a later change of the
 	// host's will not reach them.
 	ByValue int
 	Ended   int // meanwhile: they need nothing any more
+}
+
+// TakenOver counts connections of an older attachment that another one has now.
+// Detaching that one gives them back what they had before both.
+type TakenOver struct {
+	ID          string
+	Connections int
 }
 
 // Attachment is a policy that is on sockets of running programs.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"deadpeer/internal/attach"
@@ -48,6 +49,12 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 	defer r.close()
 	out := &Attached{Snapshot: r.snap, New: len(hooks) > 0}
 	items, rows := r.attachItems(req.Rules)
+	if len(items) > 0 || m.file != nil {
+		if err := m.findOlder(ctx, req.DryRun); err != nil {
+			return nil, err
+		}
+		items, rows = r.notEnforced(m.older, items, rows)
+	}
 	if req.DryRun {
 		for _, i := range rows {
 			r.snap.outcomes[i] = Outcome{Action: actionAttach}
@@ -72,6 +79,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 	r.readSettings(ctx)
 	r.finish()
 	r.countOutcomes(out)
+	out.TakenOver = m.takenOver(r, items, rows)
 	if err := r.foreseeInFlight(out, items, rows, req.DryRun); err != nil {
 		return nil, err
 	}
@@ -152,10 +160,7 @@ func (r *run) ruleOf(row *row, rules []AttachRule) int {
 
 // attachTo changes the sockets.
 func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows []uint32) error {
-	if err := m.findOlder(ctx); err != nil {
-		return err
-	}
-	if err := r.e.adopt(ctx, m.file); err != nil {
+	if err := r.e.adopt(ctx, m.attachment()); err != nil {
 		return err
 	}
 	given := m.file.Len()
@@ -251,6 +256,22 @@ func probedLast(items []attach.Item, rows []uint32) (_ []attach.Item, _ []uint32
 		}
 	}
 	return append(first, last...), append(firstRows, lastRows...), len(first)
+}
+
+// notEnforced leaves out the connections that an older attachment holds their
+// programs to its policy on: it would limit what is set by a descriptor, and go
+// on limiting the programs.
+func (r *run) notEnforced(older []attachment, items []attach.Item, rows []uint32) (leftItems []attach.Item, leftRows []uint32) {
+	for n, i := range rows {
+		id := items[n].Target.ID
+		if at := slices.IndexFunc(older, func(o attachment) bool { return o.enforces(id) }); at >= 0 {
+			why := fmt.Sprintf("attachment %s enforces its policy on it: deadpeer detach %[1]s ends that", older[at].ID)
+			r.snap.outcomes[i] = Outcome{Action: actionAttach, Error: why}
+			continue
+		}
+		leftItems, leftRows = append(leftItems, items[n]), append(leftRows, i)
+	}
+	return leftItems, leftRows
 }
 
 // notYet leaves out the connections that a hook has given the policy already.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,7 +97,7 @@ func TestAttachDetach(t *testing.T) {
 			both := minute()
 			both.UserTimeout = time.Minute
 			second := w.attach(w.request(), both)
-			if second.Changed != len(peers)+len(others) || second.InFlight != nil {
+			if second.Changed != len(peers)+len(others) || second.InFlight != nil || !slices.Equal(second.TakenOver, []TakenOver{{first.ID, len(peers)}}) {
 				t.Errorf("%+v", second)
 			}
 			w.have(append(peers, others...), both, before)
@@ -142,10 +143,19 @@ func TestAttachDryRun(t *testing.T) {
 	w.connect("tcp4", w.near, 3)
 	w.diversify()
 	before := w.serverOptions()
-	a := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute()}}, DryRun: true}))(t)
-	if a.ID != "" || a.Matched != 3 || a.Changed != 3 {
+	dry := func() *Attached {
+		return must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute()}}, DryRun: true}))(t)
+	}
+	if a := dry(); a.ID != "" || a.Matched != 3 || a.Changed != 3 || len(a.TakenOver) > 0 {
 		t.Errorf("%+v", a)
 	}
+	w.unchanged(before)
+	nothingLeft(t, w.dir)
+	older := w.attach(w.request(), keepalive.Policy{Probes: 7, UserTimeout: -1})
+	if a := dry(); a.ID != "" || !slices.Equal(a.TakenOver, []TakenOver{{older.ID, 3}}) {
+		t.Errorf("%+v", a)
+	}
+	w.detach()
 	w.unchanged(before)
 	nothingLeft(t, w.dir)
 }

@@ -49,6 +49,13 @@ func (a attachment) removeIfEmpty() error {
 	return a.Remove()
 }
 
+// enforces reports whether a connection has a policy of the attachment that its
+// program cannot weaken.
+func (a attachment) enforces(id conn.ID) bool {
+	s, ok := a.Socket(id)
+	return ok && int(s.Rule) < len(a.about.Rules) && a.about.Rules[s.Rule].Enforce
+}
+
 func filesOf(list []attachment) []*journal.Attachment {
 	files := make([]*journal.Attachment, len(list))
 	for n, a := range list {
@@ -185,7 +192,7 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 	}
 	for _, f := range found {
 		if lockErr == nil && f.hooked() {
-			err = errors.Join(err, e.adopt(ctx, f.Attachment))
+			err = errors.Join(err, e.adopt(ctx, f))
 		}
 	}
 	l, locateErr := e.locate(ctx, found)
@@ -288,7 +295,7 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	}
 	if a.hooked() {
 		// The hooks end first: with --enforce they would hold us to the policy, too.
-		if err := e.endHooks(ctx, a.Attachment); err != nil {
+		if err := e.endHooks(ctx, a); err != nil {
 			return nil, err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
+	"deadpeer/keepalive"
 )
 
 // hookRules are the rules of one hook: those for the same cgroup that are
@@ -135,18 +136,18 @@ func (e *Engine) hooksOf(id string) (mine []*bpf.Hook, err error) {
 // endHooks takes down the hooks of an attachment, and notes in its file what
 // they changed. They are stopped first: what they gave between the noting and
 // their end nobody would know of.
-func (e *Engine) endHooks(ctx context.Context, file *journal.Attachment) error {
-	hooks, err := e.hooksOf(file.ID)
+func (e *Engine) endHooks(ctx context.Context, a attachment) error {
+	hooks, err := e.hooksOf(a.ID)
 	for _, h := range hooks {
 		err = errors.Join(err, h.Stop(), h.Close())
 	}
 	if err != nil {
 		return err
 	}
-	if err := e.adopt(ctx, file); err != nil {
+	if err := e.adopt(ctx, a); err != nil {
 		return err
 	}
-	return e.unhook(file.ID)
+	return e.unhook(a.ID)
 }
 
 func (e *Engine) unhook(id string) error {
@@ -205,8 +206,8 @@ func (a attachment) hooked() bool {
 
 // adopt notes the connections that got their policy from the hooks of an
 // attachment like those that were changed later in life.
-func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
-	hooks, err := e.hooksOf(f.ID)
+func (e *Engine) adopt(ctx context.Context, a attachment) error {
+	hooks, err := e.hooksOf(a.ID)
 	defer closeHooks(hooks)
 	if err != nil {
 		return err
@@ -222,8 +223,8 @@ func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
 		}
 		err := h.Changed(ctx, func(c bpf.Changed) error {
 			// Its program may have set something since the last time.
-			given := attach.Given(c.ID, c.Before.Settings, c.Given)
-			if known, ok := f.Socket(c.ID); !ok || known.Was != given.Was {
+			given := attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)
+			if known, ok := a.Socket(c.ID); !ok || known.Was != given.Was {
 				records, ids = append(records, given), append(ids, c.ID)
 			}
 			return nil
@@ -232,10 +233,17 @@ func (e *Engine) adopt(ctx context.Context, f *journal.Attachment) error {
 			return err
 		}
 	}
-	if err := f.Add(records); err != nil {
+	if err := a.Add(records); err != nil {
 		return err
 	}
-	return f.Applied(ids)
+	return a.Applied(ids)
+}
+
+// ruleOf is the rule of an attachment that one of its hooks gave a policy by.
+func (a attachment) ruleOf(h *bpf.Hook, p keepalive.Policy) uint16 {
+	return uint16(max(0, slices.IndexFunc(a.about.Rules, func(r attach.Rule) bool {
+		return r.New && r.Enforce == h.Label.Enforce && r.Policy == p
+	})))
 }
 
 func closeHooks(hooks []*bpf.Hook) {

@@ -55,10 +55,9 @@ func testCgroup(t *testing.T) string {
 
 // pairs makes connections on loopback ports, says what they have after it was
 // told to, and ends with its input. Told to flood, it goes on making them until
-// it is told the next, and keeps those with keepalive: one still on is shown.
+// it is told the next, and keeps the newest with keepalive: one still on is shown.
 const pairs = `
-import resource, select, socket, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+import select, socket, sys
 l = socket.create_server(("127.0.0.1", 7000))
 made = []
 def options(s):
@@ -74,6 +73,7 @@ for word in sys.stdin:
             make()
             if not options(made[-2])[0] and not options(made[-1])[0]:
                 del made[-2:]
+            del made[:-600]
         made.sort(key=options)
     elif word == "queue":
         queued = socket.create_connection(l.getsockname())
@@ -153,6 +153,19 @@ func TestAttachNew(t *testing.T) {
 			m.do("weaken", weakened)
 			m.do("show first", weakened)
 			m.do("show first", weakened)
+			if enforce {
+				b := w.attach(w.request(), keepalive.Policy{Idle: 20 * time.Second, UserTimeout: -1})
+				if b.ID != "" || b.Failed != 4 || b.Changed != 0 || len(b.TakenOver) > 0 {
+					t.Errorf("over what is enforced: %+v", b)
+				}
+				for c := range b.Snapshot.All() {
+					if !strings.Contains(c.Outcome.Error, "attachment "+a.ID+" enforces") {
+						t.Errorf("over what is enforced: %+v", c.Outcome)
+					}
+				}
+				m.do("show first", weakened)
+				m.do("show first", weakened)
+			}
 			ours := 0
 			for c := range must(w.engine.Scan(t.Context(), w.request()))(t).All() {
 				if c.Origin == OriginDeadpeer {

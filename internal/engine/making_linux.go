@@ -58,21 +58,25 @@ func (m *making) create(req AttachRequest) error {
 	}
 }
 
-// findOlder finds the other attachments there are, without the sockets that
-// have ended.
-func (m *making) findOlder(ctx context.Context) error {
+// findOlder finds the other attachments there are: as their files are, for a dry
+// run, else without the sockets that have ended, and with those that hooks have
+// given a policy meanwhile.
+func (m *making) findOlder(ctx context.Context, dry bool) error {
 	all, err := m.e.attachments()
 	slices.Reverse(all)
 	for _, a := range all {
-		if a.ID == m.file.ID {
+		if m.file != nil && a.ID == m.file.ID {
 			_ = a.Close() // nothing was written to it
 		} else {
 			m.older = append(m.older, a)
 		}
 	}
+	if dry {
+		return err
+	}
 	for _, a := range m.older {
 		if a.hooked() {
-			err = errors.Join(err, m.e.adopt(ctx, a.Attachment))
+			err = errors.Join(err, m.e.adopt(ctx, a))
 		}
 	}
 	if err != nil || len(m.older) == 0 {
@@ -88,6 +92,32 @@ func (m *making) findOlder(ctx context.Context) error {
 	}
 	return err
 }
+
+// takenOver counts what was done, or is planned, to connections of the older
+// attachments.
+func (m *making) takenOver(r *run, items []attach.Item, rows []uint32) (list []TakenOver) {
+	counts := make([]int, len(m.older))
+	for n, i := range rows {
+		if o, ok := r.snap.outcomes[i]; !ok || !o.Done && o.Error != "" {
+			continue
+		}
+		at := slices.IndexFunc(m.older, func(o attachment) bool {
+			_, has := o.Socket(items[n].Target.ID)
+			return has
+		})
+		if at >= 0 {
+			counts[at]++
+		}
+	}
+	for n, o := range m.older {
+		if counts[n] > 0 {
+			list = append(list, TakenOver{o.ID, counts[n]})
+		}
+	}
+	return list
+}
+
+func (m *making) attachment() attachment { return attachment{m.file, m.about} }
 
 // run is what changes sockets.
 func (m *making) run() attach.Run {
@@ -123,7 +153,7 @@ func (m *making) settle(ctx context.Context, err error) error {
 func (m *making) undo(ctx context.Context) error {
 	failed, err := 0, error(nil)
 	if m.hooked {
-		err = m.e.endHooks(ctx, m.file)
+		err = m.e.endHooks(ctx, m.attachment())
 	}
 	if err == nil && m.file.Len() > 0 {
 		failed, err = m.putBack(ctx)
@@ -140,7 +170,7 @@ func (m *making) undo(ctx context.Context) error {
 // putBack gives the connections in the file what they had, and counts those of
 // which that did not succeed.
 func (m *making) putBack(ctx context.Context) (failed int, err error) {
-	a := attachment{m.file, m.about}
+	a := m.attachment()
 	l, err := m.e.locate(ctx, []attachment{a})
 	if err != nil {
 		return 0, err

@@ -202,16 +202,20 @@ func halfOpen(args []string) int {
 		}()
 	}
 	netns := []string{"--netns", fmt.Sprintf("/proc/self/fd/%d", server.NS().Fd())}
-	for {
+	for first := true; ; first = false {
 		then := slices.Index(args, "then")
-		if then < 0 {
-			return deadpeer(append(args, netns...))
-		}
-		if code := deadpeer(append(slices.Clone(args[:then]), netns...)); code != 0 {
-			return code
+		step := slices.Clone(args)
+		if then >= 0 {
+			step = step[:then]
 		}
 		// What is attached is found wherever it is.
-		args, netns = args[then+1:], nil
+		if first || step[0] == "attach" && !slices.Contains(step, "list") {
+			step = append(step, netns...)
+		}
+		if code := deadpeer(step); code != 0 || then < 0 {
+			return code
+		}
+		args = args[then+1:]
 	}
 }
 

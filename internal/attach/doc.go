@@ -127,6 +127,13 @@ func with(s keepalive.Settings, p keepalive.Policy) keepalive.Settings {
 
 func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1) / unit * unit }
 
+// Own is the record of a socket whose program would have other values by now,
+// were it not attached.
+func Own(a journal.Attached, would func(keepalive.Settings) keepalive.Settings) journal.Attached {
+	a.Was = valuesOf(would(settingsOf(a.Was)))
+	return a
+}
+
 // Given is the record of a socket that got a policy from elsewhere before its
 // program had it.
 func Given(id conn.ID, rule uint16, before keepalive.Settings, p keepalive.Policy) journal.Attached {

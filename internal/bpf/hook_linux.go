@@ -293,9 +293,9 @@ func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 	if h.Damaged != nil {
 		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, h.Damaged)
 	}
-	own, err := h.ownCalls(ctx)
+	own, err := h.OwnCalls(ctx)
 	if err != nil {
-		return fmt.Errorf("list what programs set on connections of hook %s: %w", h.Label.ID, err)
+		return err
 	}
 	each := func(k *hookKept) error {
 		if k.Cookie == 0 || int(k.Rule) >= len(h.Label.Rules) {

@@ -3,6 +3,7 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"deadpeer/internal/held"
+	"deadpeer/keepalive"
 )
 
 // What a hook pins besides when it follows its programs.
@@ -48,18 +50,32 @@ func (h *Hook) follow() error {
 	return err
 }
 
-// ownCalls are those of programs on connections, by cookie; nil when the hook
-// does not follow them.
-func (h *Hook) ownCalls(ctx context.Context) (map[uint64]ownCalls, error) {
-	calls := map[uint64]ownCalls{}
+// OwnCalls are the settings that programs have set on connections, by cookie.
+type OwnCalls map[uint64]ownCalls
+
+// OwnCalls gives what programs have set themselves since the hook was made, on
+// all connections of its cgroup, though it may have been limited; nothing when
+// the hook does not follow them.
+func (h *Hook) OwnCalls(ctx context.Context) (OwnCalls, error) {
+	calls := OwnCalls{}
 	err := listed(ctx, h, pinListOwn, func(m *ownMade) error {
 		calls[m.Cookie] = m.Calls
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("list what programs set on connections of hook %s: %w", h.Label.ID, err)
 	}
-	return calls, err
+	return calls, nil
+}
+
+// Over makes s, which a connection had before, what it would have without us.
+func (o OwnCalls) Over(cookie uint64, s keepalive.Settings) keepalive.Settings {
+	all := Settings{Settings: s}
+	o[cookie].over(&all)
+	return all.Settings
 }
 
 // over is what a socket would have, without us, that had s before the calls.

@@ -196,7 +196,8 @@ func (a *app) detach() *cobra.Command {
 		Short: "Give connections back the settings they had before attach",
 		Long: `detach gives every connection of an attachment the settings it had before, reads
 them again, and drops the attachment. Without an ID it takes the only one there
-is. What a program has changed itself meanwhile stays, and is said.
+is. What a program has changed itself meanwhile stays; where it was limited by
+--enforce, it then has what it asked for.
 
 A value that a socket had from its host can be put back only as a value of its
 own: a later change of the host's default will not reach it.`,

@@ -205,7 +205,8 @@ func (a attachment) hooked() bool {
 }
 
 // adopt notes the connections that got their policy from the hooks of an
-// attachment like those that were changed later in life.
+// attachment like those that were changed later in life, and what programs have
+// set themselves on either.
 func (e *Engine) adopt(ctx context.Context, a attachment) error {
 	hooks, err := e.hooksOf(a.ID)
 	defer closeHooks(hooks)
@@ -214,6 +215,7 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 	}
 	var records []journal.Attached
 	var ids []conn.ID
+	given, whole := map[conn.ID]bool{}, []*bpf.Hook{}
 	for _, h := range hooks {
 		switch {
 		case errors.Is(h.Damaged, fs.ErrNotExist):
@@ -221,16 +223,37 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 		case h.Damaged != nil: // what its connections had would be lost with it
 			return fmt.Errorf("read what connections had before hook %s: %w", h.Label.ID, h.Damaged)
 		}
+		whole = append(whole, h)
 		err := h.Changed(ctx, func(c bpf.Changed) error {
+			given[c.ID] = true
 			// Its program may have set something since the last time.
-			given := attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)
-			if known, ok := a.Socket(c.ID); !ok || known.Was != given.Was {
-				records, ids = append(records, given), append(ids, c.ID)
+			now := attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)
+			if known, ok := a.Socket(c.ID); !ok || known.Was != now.Was {
+				records, ids = append(records, now), append(ids, c.ID)
 			}
 			return nil
 		})
 		if err != nil {
 			return err
+		}
+	}
+	for _, h := range whole {
+		own, err := h.OwnCalls(ctx)
+		if err != nil {
+			return err
+		}
+		for s := range a.All() {
+			// What another hook has noted may have been limited by this one.
+			if given[s.ID] || a.enforces(s.ID) != h.Label.Enforce {
+				continue
+			}
+			now := attach.Own(s, func(was keepalive.Settings) keepalive.Settings { return own.Over(s.ID.Cookie, was) })
+			if now.Was == s.Was {
+				continue
+			}
+			if records = append(records, now); s.Applied {
+				ids = append(ids, s.ID)
+			}
 		}
 	}
 	if err := a.Add(records); err != nil {

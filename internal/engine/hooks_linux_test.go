@@ -179,7 +179,8 @@ func TestAttachNew(t *testing.T) {
 			if done := w.detach(); len(done) != 1 || done[0].Changed != 4 || done[0].Failed != 0 {
 				t.Errorf("%+v", done)
 			}
-			m.do("show", "0 1000 75 9 0") // its own
+			m.do("show first", "0 1000 75 9 0") // its own, before and after
+			m.do("show first", "0 1000 75 9 0")
 			m.do("make", "0 7200 75 9 0")
 			if left := must(bpf.Hooks(hooks))(t); len(left) != 0 {
 				t.Errorf("%d hooks are left", len(left))

@@ -50,8 +50,6 @@ type HookOptions struct {
 	// Follow notes what programs set themselves on connections, so that Changed
 	// can tell. It costs a little at each setsockopt(2) in the cgroup.
 	Follow bool
-	By     string // who asked for it, kept for Hooks
-	Note   string // anything, kept for Hooks
 }
 
 // Label says what a hook is, as it was made.
@@ -60,8 +58,6 @@ type Label struct {
 	Cgroup  string
 	Rules   []Rule
 	Enforce bool
-	By      string
-	Note    string
 	Made    time.Time
 }
 
@@ -167,7 +163,7 @@ func (l storedLabel) encode() ([]byte, error) {
 		return nil, err
 	}
 	if len(b) > labelLen {
-		return nil, fmt.Errorf("id, rules and notes take %d bytes, %d are allowed", len(b), labelLen)
+		return nil, fmt.Errorf("id, cgroup and rules take %d bytes, %d are allowed", len(b), labelLen)
 	}
 	return append(b, make([]byte, labelLen-len(b))...), nil
 }

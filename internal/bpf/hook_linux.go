@@ -60,7 +60,7 @@ func AttachHook(o HookOptions) (_ *Hook, err error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("attach hook: %w", err)
 	}
-	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Enforce: o.Enforce, By: o.By, Note: o.Note, Made: time.Now()}}
+	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Enforce: o.Enforce, Made: time.Now()}}
 	parent, err := hookDir(o.Dir)
 	if err == nil {
 		err = isCgroup2(o.Cgroup)

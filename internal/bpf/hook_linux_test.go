@@ -100,7 +100,7 @@ func testHook(t *testing.T, taken bool) {
 		{Local: Ports{port(other.Addr()).Low, port(other.Addr()).Low}, Peer: Ports{1, 1}, Policy: d}, // fits nobody
 	}
 	before := w.dial(four)
-	h := attach(t, HookOptions{ID: "one", Rules: rules, By: "test", Note: "note"})
+	h := attach(t, HookOptions{ID: "one", Rules: rules})
 	if taken {
 		n := h.maps.Places.MaxEntries()
 		keys, places := make([]uint32, n), make([]hookPlace, n)
@@ -311,7 +311,7 @@ func TestHooks(t *testing.T) {
 		return list
 	}
 	list(0)
-	o := HookOptions{Dir: dir, ID: "a", Cgroup: needCgroup(t), Enforce: true, By: "root", Note: "note", Rules: []Rule{
+	o := HookOptions{Dir: dir, ID: "a", Cgroup: needCgroup(t), Enforce: true, Rules: []Rule{
 		{Local: port(l.Addr()), From: netip.MustParsePrefix("10.0.0.0/8"), Policy: policy(time.Minute, time.Second, 3, -1)},
 		{Peer: Ports{1, 2}, From: netip.MustParsePrefix("2001:db8::/32"), Policy: policy(time.Minute, time.Second, 3, time.Hour)},
 	}}
@@ -325,7 +325,7 @@ func TestHooks(t *testing.T) {
 		t.Errorf("%+v: active %v", h, h.Active())
 	}
 	h.Label.Made = time.Time{}
-	if want := (Label{ID: "a", Cgroup: o.Cgroup, Rules: o.Rules, Enforce: true, By: "root", Note: "note"}); !reflect.DeepEqual(h.Label, want) {
+	if want := (Label{ID: "a", Cgroup: o.Cgroup, Rules: o.Rules, Enforce: true}); !reflect.DeepEqual(h.Label, want) {
 		t.Errorf("label %+v, want %+v", h.Label, want)
 	}
 	if s := settingsOf(t, w.dial(l).server); s != given(o.Rules[0].Policy) {
@@ -422,7 +422,7 @@ func TestAttachHookRefused(t *testing.T) {
 	if unsafe.Sizeof(hookPlace{}) != 48 {
 		t.Error("struct place has changed: raise keptVersion")
 	}
-	if _, err := (storedLabel{Label: Label{Note: string(make([]byte, labelLen))}}).encode(); err == nil {
+	if _, err := (storedLabel{Label: Label{Cgroup: string(make([]byte, labelLen))}}).encode(); err == nil {
 		t.Error("a label that is too long was taken")
 	}
 	if err := (&Hook{dir: t.TempDir()}).Changed(context.Background(), nil); err == nil {

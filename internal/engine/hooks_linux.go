@@ -107,7 +107,7 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true, By: "attach",
+			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true,
 		})
 		if err != nil {
 			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way)
@@ -120,11 +120,12 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 	return nil
 }
 
-// hooksOf are the hooks of an attachment. Close them.
-func (e *Engine) hooksOf(id string) (mine []*bpf.Hook, err error) {
+// hooksOf are the hooks whose IDs begin so: those of an attachment
+// (hooksPrefix), or of programs (runHook). Close them.
+func (e *Engine) hooksOf(prefix string) (mine []*bpf.Hook, err error) {
 	all, err := bpf.Hooks(e.options.HookDir)
 	for _, h := range all {
-		if strings.HasPrefix(h.Label.ID, id+"-") {
+		if strings.HasPrefix(h.Label.ID, prefix) {
 			mine = append(mine, h)
 		} else {
 			err = errors.Join(err, h.Close())
@@ -137,7 +138,7 @@ func (e *Engine) hooksOf(id string) (mine []*bpf.Hook, err error) {
 // they changed. They are stopped first: what they gave between the noting and
 // their end nobody would know of.
 func (e *Engine) endHooks(ctx context.Context, a attachment) error {
-	hooks, err := e.hooksOf(a.ID)
+	hooks, err := e.hooksOf(hooksPrefix(a.ID))
 	for _, h := range hooks {
 		err = errors.Join(err, h.Stop(), h.Close())
 	}
@@ -147,11 +148,12 @@ func (e *Engine) endHooks(ctx context.Context, a attachment) error {
 	if err := e.adopt(ctx, a); err != nil {
 		return err
 	}
-	return e.unhook(a.ID)
+	return e.unhook(hooksPrefix(a.ID))
 }
 
-func (e *Engine) unhook(id string) error {
-	hooks, err := e.hooksOf(id)
+// unhook removes them.
+func (e *Engine) unhook(prefix string) error {
+	hooks, err := e.hooksOf(prefix)
 	for _, h := range hooks {
 		err = errors.Join(err, h.Remove())
 	}
@@ -164,7 +166,7 @@ func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uin
 	if !slices.ContainsFunc(hooks, func(h hookRules) bool { return h.enforce }) {
 		return nil
 	}
-	made, err := r.e.hooksOf(id)
+	made, err := r.e.hooksOf(hooksPrefix(id))
 	defer closeHooks(made)
 	if err != nil {
 		return err
@@ -198,7 +200,10 @@ func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uin
 	return nil
 }
 
-func hookID(attachment string, n int) string { return attachment + "-" + strconv.Itoa(n) }
+// hooksPrefix begins the IDs of the hooks of an attachment.
+func hooksPrefix(attachment string) string { return attachment + "-" }
+
+func hookID(attachment string, n int) string { return hooksPrefix(attachment) + strconv.Itoa(n) }
 
 func (a attachment) hooked() bool {
 	return slices.ContainsFunc(a.about.Rules, func(r attach.Rule) bool { return r.New })
@@ -208,7 +213,7 @@ func (a attachment) hooked() bool {
 // attachment like those that were changed later in life, and what programs have
 // set themselves on either.
 func (e *Engine) adopt(ctx context.Context, a attachment) error {
-	hooks, err := e.hooksOf(a.ID)
+	hooks, err := e.hooksOf(hooksPrefix(a.ID))
 	defer closeHooks(hooks)
 	if err != nil {
 		return err
@@ -277,7 +282,7 @@ func closeHooks(hooks []*bpf.Hook) {
 
 // countHooks sums what the hooks of an attachment have done.
 func (e *Engine) countHooks(a *Attachment) error {
-	hooks, err := e.hooksOf(a.ID)
+	hooks, err := e.hooksOf(hooksPrefix(a.ID))
 	defer closeHooks(hooks)
 	for _, h := range hooks {
 		err = errors.Join(err, a.count(h))

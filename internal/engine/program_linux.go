@@ -70,7 +70,7 @@ func (e *Engine) runIn(cgroup, id, path string, req ProgramRequest) error {
 		return fmt.Errorf("give the program a policy: it takes BPF, which is switched off: %w; start it without, then deadpeer attach --pid", errors.ErrUnsupported)
 	}
 	hook, err := bpf.AttachHook(bpf.HookOptions{
-		Dir: e.options.HookDir, ID: runHook + id, Cgroup: cgroup, Rules: []bpf.Rule{{Policy: req.Policy}}, Enforce: req.Enforce, By: "run",
+		Dir: e.options.HookDir, ID: runHook + id, Cgroup: cgroup, Rules: []bpf.Rule{{Policy: req.Policy}}, Enforce: req.Enforce,
 	})
 	if err != nil {
 		return fmt.Errorf("give the program a policy: %w; start it without, then deadpeer attach --pid; deadpeer doctor says what is missing", noBPFFS(err))
@@ -132,7 +132,7 @@ func (e *Engine) WatchProgram(id string, begun io.Reader) error {
 	if _, err := io.Copy(io.Discard, begun); err != nil {
 		return fmt.Errorf("wait for the program: %w", err)
 	}
-	hooks, err := e.runHooks()
+	hooks, err := e.hooksOf(runHook)
 	defer closeHooks(hooks)
 	at := slices.IndexFunc(hooks, func(h *bpf.Hook) bool { return h.Label.ID == runHook+id })
 	if at < 0 {
@@ -178,7 +178,7 @@ func populated(cgroup string) bool {
 // oldest first, with what their policies have done. Needs what RunProgram
 // needs; without, there are none.
 func (e *Engine) Programs(ctx context.Context) (list []Attachment, err error) {
-	hooks, err := e.runHooks()
+	hooks, err := e.hooksOf(runHook)
 	defer closeHooks(hooks)
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, nil
@@ -216,26 +216,5 @@ func programIn(cgroup string) string {
 
 // endProgram removes the hook and the cgroup of a program that has ended.
 func (e *Engine) endProgram(id, cgroup string) error {
-	hooks, err := e.runHooks()
-	for _, h := range hooks {
-		if h.Label.ID == runHook+id {
-			err = errors.Join(err, h.Remove())
-		} else {
-			err = errors.Join(err, h.Close())
-		}
-	}
-	return errors.Join(err, removeCgroup(cgroup))
-}
-
-// runHooks are the hooks of started programs. Close them.
-func (e *Engine) runHooks() (mine []*bpf.Hook, err error) {
-	all, err := bpf.Hooks(e.options.HookDir)
-	for _, h := range all {
-		if strings.HasPrefix(h.Label.ID, runHook) {
-			mine = append(mine, h)
-		} else {
-			err = errors.Join(err, h.Close())
-		}
-	}
-	return mine, err
+	return errors.Join(e.unhook(runHook+id), removeCgroup(cgroup))
 }

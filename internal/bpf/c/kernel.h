@@ -23,7 +23,6 @@ typedef __u32 __wsum;
 #define SOL_SOCKET 1
 #define SO_KEEPALIVE 9
 #define IPPROTO_TCP 6
-#define IPPROTO_MPTCP 262
 #define TCP_KEEPIDLE 4
 #define TCP_KEEPINTVL 5
 #define TCP_KEEPCNT 6
@@ -42,10 +41,7 @@ typedef __u32 __wsum;
 #define ICSK_TIME_REO_TIMEOUT 6
 
 #define EINVAL 22
-#define EOPNOTSUPP 95
 
-#define BPF_ANY 0
-#define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_SK_STORAGE 24

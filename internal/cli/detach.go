@@ -126,7 +126,7 @@ func policyCell(p keepalive.Policy) string {
 	}
 	text := span(p.Idle) + "+" + probes + "×" + span(p.Interval)
 	if p.UserTimeout > 0 {
-		text += ", user timeout " + span(p.UserTimeout)
+		text += ", ut " + span(p.UserTimeout)
 	}
 	return text
 }

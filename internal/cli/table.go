@@ -50,6 +50,16 @@ type column struct {
 }
 
 func (t *table) columns() []column {
+	if t.attached != nil && !t.wide {
+		// What was done to which connection, in 80 columns of a terminal.
+		return []column{
+			{"LOCAL", localCell, false},
+			{"PEER", peerCell, false},
+			{"OWNER", ownerCell, false},
+			{"KEEPALIVE", keepaliveCell, false},
+			{"OUTCOME", outcomeCell, false},
+		}
+	}
 	cols := []column{
 		{"VERDICT", verdictCell, false},
 		{"STATE", stateCell, false},
@@ -89,6 +99,7 @@ func (t *table) columns() []column {
 func newTable(w *bufio.Writer, t table) *table {
 	t.w, t.names = w, map[int32]string{}
 	t.cols = t.columns()
+	t.colour = t.colour && t.cols[0].head == "VERDICT" // what it stands for
 	for i, c := range t.cols {
 		t.widths[i] = len(c.head)
 	}

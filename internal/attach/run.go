@@ -45,12 +45,13 @@ type Run struct {
 
 // Report is what became of one socket.
 type Report struct {
-	Done  bool
-	Ended bool             // there was nothing to be done any more
-	Why   string           // why not, or what was left out
-	Back  []keepalive.Part // detaching: what was put back by value
-	Now   keepalive.Settings
-	Known bool // Now is what it has now
+	Done   bool
+	Ended  bool             // there was nothing to be done any more
+	Passed bool             // detaching: a newer attachment has it, and has to give it back
+	Why    string           // why not, or what was left out
+	Back   []keepalive.Part // detaching: what was put back by value
+	Now    keepalive.Settings
+	Known  bool // Now is what it has now
 }
 
 const (

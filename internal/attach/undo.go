@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,16 +20,28 @@ import (
 func (r *Run) Detach(ctx context.Context, targets []Held, report func(i int, rep Report)) error {
 	var which []int
 	var passed []conn.ID
+	heirs := map[*journal.Attachment][]journal.Attached{}
 	for i, t := range targets {
-		if _, ok := r.File.Socket(t.ID); !ok {
+		a, ok := r.File.Socket(t.ID)
+		if !ok {
 			continue
 		}
-		if id := r.newer(t.ID); id != "" {
+		if n := r.newer(t.ID); n != nil {
+			heirs[n] = append(heirs[n], inherit(n, a)...)
 			passed = append(passed, t.ID)
-			report(i, Report{Done: true, Why: "attachment " + id + " has it now"})
+			report(i, Report{Passed: true, Why: "attachment " + n.ID + " has it now"})
 			continue
 		}
 		which = append(which, i)
+	}
+	for n, list := range heirs {
+		applied := slices.DeleteFunc(idsOf(list), func(id conn.ID) bool {
+			s, _ := n.Socket(id)
+			return !s.Applied
+		})
+		if err := errors.Join(n.Add(list), n.Applied(applied)); err != nil {
+			return err
+		}
 	}
 	if err := r.File.Forget(passed); err != nil {
 		return err
@@ -64,13 +77,25 @@ type Held struct {
 
 func (r *Run) ended(id conn.ID, err error) bool { return errors.Is(err, ErrGone) && r.Ended(id) }
 
-func (r *Run) newer(id conn.ID) string {
+func (r *Run) newer(id conn.ID) *journal.Attachment {
 	for _, o := range r.Newer {
 		if _, ok := o.Socket(id); ok {
-			return o.ID
+			return o
 		}
 	}
-	return ""
+	return nil
+}
+
+// inherit is what a newer attachment gives back to the socket of an older one:
+// what that one found, instead of its policy. Nothing if it does already.
+func inherit(newer *journal.Attachment, a journal.Attached) []journal.Attached {
+	n, _ := newer.Socket(a.ID)
+	was, _ := wanted(a, n.Was)
+	if was == n.Was {
+		return nil
+	}
+	n.Was = was
+	return []journal.Attached{n}
 }
 
 // undo is what is given back to one socket of a batch.

@@ -258,6 +258,9 @@ func (a *app) runDetach(cmd *cobra.Command, e *engine.Engine, ids []string) erro
 			err = shown
 		}
 		a.say("attachment %s: %s put back, %d had ended", d.ID, count(d.Changed, "connection"), d.Ended)
+		if d.Passed > 0 {
+			a.say("%s left as they are: newer attachments have them", count(d.Passed, "connection"))
+		}
 		if d.ByValue > 0 {
 			a.say("%s put back by value equal the host's default: whether they were the program's own cannot be told, and a later change of the default will not reach them", count(d.ByValue, "value"))
 		}

@@ -62,6 +62,7 @@ type Attached struct {
 	// a program had set them itself cannot be told; a later change of the
 	// host's will not reach them.
 	ByValue int
+	Passed  int // left to newer attachments, which have them
 	Ended   int // meanwhile: they need nothing any more
 }
 

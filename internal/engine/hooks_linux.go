@@ -220,7 +220,7 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 	}
 	var records []journal.Attached
 	var ids []conn.ID
-	given, whole := map[conn.ID]bool{}, []*bpf.Hook{}
+	var whole []*bpf.Hook
 	for _, h := range hooks {
 		switch {
 		case errors.Is(h.Damaged, fs.ErrNotExist):
@@ -230,11 +230,8 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 		}
 		whole = append(whole, h)
 		err := h.Changed(ctx, func(c bpf.Changed) error {
-			given[c.ID] = true
-			// Its program may have set something since the last time.
-			now := attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)
-			if known, ok := a.Socket(c.ID); !ok || known.Was != now.Was {
-				records, ids = append(records, now), append(ids, c.ID)
+			if _, known := a.Socket(c.ID); !known {
+				records, ids = append(records, attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)), append(ids, c.ID)
 			}
 			return nil
 		})
@@ -249,7 +246,7 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 		}
 		for s := range a.All() {
 			// What another hook has noted may have been limited by this one.
-			if given[s.ID] || a.enforces(s.ID) != h.Label.Enforce {
+			if a.enforces(s.ID) != h.Label.Enforce {
 				continue
 			}
 			now := attach.Own(s, func(was keepalive.Settings) keepalive.Settings { return own.Over(s.ID.Cookie, was) })

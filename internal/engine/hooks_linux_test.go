@@ -190,6 +190,43 @@ func TestAttachNew(t *testing.T) {
 	}
 }
 
+// Of two attachments that gave a connection their policies when it was made,
+// either may go first, and what it had comes back.
+func TestAttachNewTwice(t *testing.T) {
+	t.Parallel()
+	for name, olderFirst := range map[string]bool{"older first": true, "newer first": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			cgroup := testCgroup(t)
+			m := newMaker(t, cgroup, w.server.Start)
+			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
+			w.engine.cgroups = w.dir
+			var ids []string
+			for _, p := range []keepalive.Policy{minute(), {Idle: 30 * time.Second, Interval: 3 * time.Second, Probes: 3, UserTimeout: -1}} {
+				rule := AttachRule{Policy: p, New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
+				ids = append(ids, must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}))(t).ID)
+			}
+			m.do("make", "1 30 3 3 0")
+			if olderFirst {
+				if a := w.detach(ids[0])[0]; a.Changed != 0 || a.Failed != 0 || a.Passed != 2 {
+					t.Errorf("%+v", a)
+				}
+				m.do("show", "1 30 3 3 0")
+				must(w.engine.Attachments(t.Context()))(t)
+			} else {
+				w.detach(ids[1])
+				m.do("show", "1 40 5 4 0")
+			}
+			if a := w.detach()[0]; a.Changed != 2 || a.Failed != 0 {
+				t.Errorf("%+v", a)
+			}
+			m.do("show", "0 7200 75 9 0")
+			nothingLeft(t, w.dir)
+		})
+	}
+}
+
 // A hook of which we cannot tell what connections had before, since another
 // version made it, is not removed: they would keep the policy for ever.
 func TestDetachOfAnotherVersion(t *testing.T) {

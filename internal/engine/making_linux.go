@@ -42,6 +42,9 @@ func (m *making) create(req AttachRequest) error {
 		m.about.Rules = append(m.about.Rules, r)
 	}
 	b, err := m.about.Encode()
+	if err == nil {
+		m.about, err = attach.ParseAbout(b) // in the units that sockets have
+	}
 	if err != nil {
 		return err
 	}

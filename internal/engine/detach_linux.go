@@ -56,6 +56,11 @@ func (a attachment) enforces(id conn.ID) bool {
 	return ok && int(s.Rule) < len(a.about.Rules) && a.about.Rules[s.Rule].Enforce
 }
 
+func (a attachment) has(id conn.ID) bool {
+	_, ok := a.Socket(id)
+	return ok
+}
+
 func filesOf(list []attachment) []*journal.Attachment {
 	files := make([]*journal.Attachment, len(list))
 	for n, a := range list {
@@ -200,10 +205,13 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 		return nil, locateErr
 	}
 	defer l.close()
-	for _, f := range found {
+	for n, f := range found {
 		// While another deadpeer is at work this one may be its.
 		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns, Half: lockErr == nil && !f.Whole()}
 		for s := range f.All() {
+			if slices.ContainsFunc(found[n+1:], func(newer attachment) bool { return newer.has(s.ID) }) {
+				continue // what a hook of this one gave is another's now
+			}
 			if l.open[s.ID] {
 				a.Sockets++
 			} else {

@@ -208,6 +208,9 @@ func TestAttachNewTwice(t *testing.T) {
 				ids = append(ids, must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}))(t).ID)
 			}
 			m.do("make", "1 30 3 3 0")
+			if list := must(w.engine.Attachments(t.Context()))(t); len(list) != 2 || list[0].Sockets != 0 || list[1].Sockets != 2 {
+				t.Errorf("%+v, want the connections to be the newer one's", list)
+			}
 			if olderFirst {
 				if a := w.detach(ids[0])[0]; a.Changed != 0 || a.Failed != 0 || a.Passed != 2 {
 					t.Errorf("%+v", a)

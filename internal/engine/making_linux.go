@@ -104,11 +104,7 @@ func (m *making) takenOver(r *run, items []attach.Item, rows []uint32) (list []T
 		if o, ok := r.snap.outcomes[i]; !ok || !o.Done && o.Error != "" {
 			continue
 		}
-		at := slices.IndexFunc(m.older, func(o attachment) bool {
-			_, has := o.Socket(items[n].Target.ID)
-			return has
-		})
-		if at >= 0 {
+		if at := slices.IndexFunc(m.older, func(o attachment) bool { return o.has(items[n].Target.ID) }); at >= 0 {
 			counts[at]++
 		}
 	}

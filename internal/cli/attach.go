@@ -46,8 +46,8 @@ by BPF: those of the whole host, of a --cgroup and those below it, or of a
 calls succeed and do no more than it allows.
 
 Connections of an older attachment are taken over from it, which is said:
-detach gives back what they had before both. Those on which an older one
-enforces its policy stay as they are.
+detach gives back what they had before both. Those on which an older one,
+or deadpeer run, enforces its policy stay as they are.
 
 A file of --rules is a list, of which a connection has the first that matches:
 

@@ -53,7 +53,11 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		if err := m.findOlder(ctx, req.DryRun); err != nil {
 			return nil, err
 		}
-		items, rows = r.notEnforced(m.older, items, rows)
+		programs, err := e.enforcedPrograms(ctx)
+		if err != nil {
+			r.note(false, "%v", err)
+		}
+		items, rows = r.notEnforced(m.older, programs, items, rows)
 	}
 	if req.DryRun {
 		for _, i := range rows {
@@ -258,12 +262,16 @@ func probedLast(items []attach.Item, rows []uint32) (_ []attach.Item, _ []uint32
 	return append(first, last...), append(firstRows, lastRows...), len(first)
 }
 
-// notEnforced leaves out the connections that an older attachment holds their
-// programs to its policy on: it would limit what is set by a descriptor, and go
-// on limiting the programs.
-func (r *run) notEnforced(older []attachment, items []attach.Item, rows []uint32) (leftItems []attach.Item, leftRows []uint32) {
+// notEnforced leaves out the connections on which programs are held to a policy,
+// by an older attachment or the hook they were started with: it would limit what
+// is set by a descriptor, and go on limiting the programs.
+func (r *run) notEnforced(older []attachment, programs map[conn.ID]string, items []attach.Item, rows []uint32) (leftItems []attach.Item, leftRows []uint32) {
 	for n, i := range rows {
 		id := items[n].Target.ID
+		if program := programs[id]; program != "" {
+			r.snap.outcomes[i] = Outcome{Action: actionAttach, Error: "deadpeer run enforces its policy on it until the program ends: " + program}
+			continue
+		}
 		if at := slices.IndexFunc(older, func(o attachment) bool { return o.enforces(id) }); at >= 0 {
 			why := fmt.Sprintf("attachment %s enforces its policy on it: deadpeer detach %[1]s ends that", older[at].ID)
 			r.snap.outcomes[i] = Outcome{Action: actionAttach, Error: why}

@@ -190,6 +190,31 @@ func TestAttachNew(t *testing.T) {
 	}
 }
 
+// What deadpeer run enforces would limit an attachment, too: it is left alone.
+func TestAttachOverRun(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup, hooks := testCgroup(t), hookDir(t)
+	m := newMaker(t, cgroup, w.server.Start)
+	h := must(bpf.AttachHook(bpf.HookOptions{
+		Dir: hooks, ID: runHook + "1", Cgroup: must(bpf.CgroupRoot())(t) + cgroup, Rules: []bpf.Rule{{Policy: minute()}}, Enforce: true,
+	}))(t)
+	defer func() { ok(t, h.Remove()) }()
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks})
+	w.engine.cgroups = w.dir
+	m.do("make", "1 40 5 4 0")
+	a := w.attach(w.request(), keepalive.Policy{Idle: time.Hour, UserTimeout: -1})
+	if a.ID != "" || a.Failed != 2 || a.Changed != 0 {
+		t.Errorf("%+v", a)
+	}
+	for c := range a.Snapshot.All() {
+		if !strings.Contains(c.Outcome.Error, "deadpeer run enforces") {
+			t.Errorf("%+v", c.Outcome)
+		}
+	}
+	nothingLeft(t, w.dir)
+}
+
 // Of two attachments that gave a connection their policies when it was made,
 // either may go first, and what it had comes back.
 func TestAttachNewTwice(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/bpf"
+	"deadpeer/internal/conn"
 )
 
 const (
@@ -212,6 +213,26 @@ func programIn(cgroup string) string {
 		return unnamed
 	}
 	return fmt.Sprintf("%s[%s]", strings.TrimSuffix(string(comm), "\n"), pid)
+}
+
+// enforcedPrograms gives the connections of programs that were started by us and
+// cannot weaken their policy, with the names of their hooks.
+func (e *Engine) enforcedPrograms(ctx context.Context) (map[conn.ID]string, error) {
+	if e.options.NoBPF || !mayUseBPF() {
+		return nil, nil
+	}
+	hooks, err := e.hooksOf(runHook)
+	defer closeHooks(hooks)
+	ids := map[conn.ID]string{}
+	for _, h := range hooks {
+		if h.Damaged == nil && h.Label.Enforce {
+			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
+				ids[c.ID] = h.Label.ID
+				return nil
+			}))
+		}
+	}
+	return ids, err
 }
 
 // endProgram removes the hook and the cgroup of a program that has ended.

@@ -18,7 +18,6 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/keepalive"
@@ -308,36 +307,6 @@ func TestDetachWhileConnecting(t *testing.T) {
 	w.detach()
 	m.do("show", "0 7200 75 9 0") // after the flood
 	m.done("show", "0 7200 75 9 0")
-	nothingLeft(t, w.dir)
-}
-
-// Interrupted, attach takes back at once what its hooks gave meanwhile.
-func TestAttachNewInterrupted(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	cgroup, hooks := testCgroup(t), hookDir(t)
-	m := newMaker(t, cgroup, w.server.Start)
-	m.do("make", "0 7200 75 9 0")
-	ctx, cancel := context.WithCancel(t.Context())
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks, AttachStep: func(s attach.Step) {
-		if s == attach.StepApplied {
-			m.do("make", "1 40 5 4 0")
-			m.do("queue", "1 40 5 4 0")
-			cancel()
-		}
-	}})
-	w.engine.cgroups = w.dir
-	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
-	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{rule}})
-	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "undo") {
-		t.Errorf("got %v", err)
-	}
-	m.do("accept", "0 7200 75 9 0")
-	m.do("show first", "0 7200 75 9 0")
-	m.do("show first", "0 7200 75 9 0")
-	if left := must(bpf.Hooks(hooks))(t); len(left) != 0 {
-		t.Errorf("%d hooks are left", len(left))
-	}
 	nothingLeft(t, w.dir)
 }
 

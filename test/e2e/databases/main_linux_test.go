@@ -46,8 +46,9 @@ func TestMain(m *testing.M) {
 	os.Exit(testnet.Main(m))
 }
 
-// deadpeer is what cmd/deadpeer does, with a /run and a /var/lib of its own, so
-// that nothing of this host's deadpeer is met.
+// deadpeer is what cmd/deadpeer does, with a /run, a /var/lib and an
+// /etc/sysctl.d of its own, so that nothing of this host's deadpeer is met, and
+// nothing is set for this host's next boot.
 func deadpeer() int {
 	if os.Getenv(isolated) != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -60,6 +61,7 @@ func deadpeer() int {
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"),
 		unix.Mount("tmpfs", "/var/lib", "tmpfs", 0, "mode=0755"),
+		unix.Mount("tmpfs", "/etc/sysctl.d", "tmpfs", 0, "mode=0755"), // tune set writes there
 	} {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "test program:", err)

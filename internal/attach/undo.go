@@ -20,28 +20,16 @@ import (
 func (r *Run) Detach(ctx context.Context, targets []Held, report func(i int, rep Report)) error {
 	var which []int
 	var passed []conn.ID
-	heirs := map[*journal.Attachment][]journal.Attached{}
 	for i, t := range targets {
-		a, ok := r.File.Socket(t.ID)
-		if !ok {
+		if _, ok := r.File.Socket(t.ID); !ok {
 			continue
 		}
 		if n := r.newer(t.ID); n != nil {
-			heirs[n] = append(heirs[n], inherit(n, a)...)
 			passed = append(passed, t.ID)
 			report(i, Report{Passed: true, Why: "attachment " + n.ID + " has it now"})
 			continue
 		}
 		which = append(which, i)
-	}
-	for n, list := range heirs {
-		applied := slices.DeleteFunc(idsOf(list), func(id conn.ID) bool {
-			s, _ := n.Socket(id)
-			return !s.Applied
-		})
-		if err := errors.Join(n.Add(list), n.Applied(applied)); err != nil {
-			return err
-		}
 	}
 	if err := r.File.Forget(passed); err != nil {
 		return err
@@ -86,16 +74,11 @@ func (r *Run) newer(id conn.ID) *journal.Attachment {
 	return nil
 }
 
-// inherit is what a newer attachment gives back to the socket of an older one:
-// what that one found, instead of its policy. Nothing if it does already.
-func inherit(newer *journal.Attachment, a journal.Attached) []journal.Attached {
-	n, _ := newer.Socket(a.ID)
-	was, _ := wanted(a, n.Was)
-	if was == n.Was {
-		return nil
-	}
-	n.Was = was
-	return []journal.Attached{n}
+func (r *Run) older(id conn.ID) bool {
+	return slices.ContainsFunc(r.Older, func(o *journal.Attachment) bool {
+		_, ok := o.Socket(id)
+		return ok
+	})
 }
 
 // undo is what is given back to one socket of a batch.
@@ -118,7 +101,7 @@ func (r *Run) detachBatch(ctx context.Context, targets []Held, which []int, repo
 	var look []Target
 	found := func(i int, now keepalive.Settings) {
 		a, _ := r.File.Socket(targets[i].ID)
-		if r.onlyThis {
+		if r.onlyThis && r.older(a.ID) {
 			a.Was = a.Found
 		}
 		batch = append(batch, plan(i, a, now))

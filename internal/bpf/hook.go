@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"deadpeer/internal/conn"
@@ -25,6 +26,19 @@ type Rule struct {
 	// Policy must have idle, interval and probes. UserTimeout is switched off
 	// by zero and left alone when negative.
 	Policy keepalive.Policy
+	// Enforce keeps programs from weakening the policy of connections that have
+	// it by this rule: their setsockopt(2) succeeds and does no more than the
+	// policy allows.
+	Enforce bool
+}
+
+// Overlaps reports whether a connection may fit both rules.
+func (r Rule) Overlaps(o Rule) bool {
+	meet := func(a, b Ports) bool {
+		return a == (Ports{}) || b == (Ports{}) || a.Low <= b.High && b.Low <= a.High
+	}
+	return meet(r.Local, o.Local) && meet(r.Peer, o.Peer) &&
+		(!r.From.IsValid() || !o.From.IsValid() || r.From.Overlaps(o.From))
 }
 
 // MaxRules is how many rules a hook takes.
@@ -43,10 +57,6 @@ type HookOptions struct {
 	// Rules are tried in their order; the first that fits gives the policy. A
 	// connection that none fits is left alone.
 	Rules []Rule
-	// Enforce keeps programs from weakening the policy of connections that have
-	// it from this hook: their setsockopt(2) succeeds and does no more than the
-	// policy allows.
-	Enforce bool
 	// Follow notes what programs set themselves on connections, so that Changed
 	// can tell. It costs a little at each setsockopt(2) in the cgroup.
 	Follow bool
@@ -54,11 +64,15 @@ type HookOptions struct {
 
 // Label says what a hook is, as it was made.
 type Label struct {
-	ID      string
-	Cgroup  string
-	Rules   []Rule
-	Enforce bool
-	Made    time.Time
+	ID     string
+	Cgroup string
+	Rules  []Rule
+	Made   time.Time
+}
+
+// Enforces reports whether any of the rules does.
+func (l Label) Enforces() bool {
+	return slices.ContainsFunc(l.Rules, func(r Rule) bool { return r.Enforce })
 }
 
 // Counters count what a hook has done, on all processors.
@@ -83,6 +97,8 @@ func (l Limited) Sum() uint64 { return l.KeepAlive + l.Idle + l.Interval + l.Pro
 // Changed is a connection that has its policy from a hook.
 type Changed struct {
 	ID conn.ID
+	// Rule is the one that it fits, in Label.Rules.
+	Rule int
 	// Before is what it had, and, where the hook follows its programs, what
 	// they have set since, though it may have been limited.
 	Before Settings
@@ -105,8 +121,8 @@ func (o HookOptions) check() error {
 	return nil
 }
 
-// given is what a connection has of the policy.
-func (r Rule) given() keepalive.Policy {
+// Given is what a connection has of the policy, in the units that sockets have.
+func (r Rule) Given() keepalive.Policy {
 	p := r.Policy
 	p.Idle, p.Interval = time.Duration(whole(p.Idle, time.Second))*time.Second, time.Duration(whole(p.Interval, time.Second))*time.Second
 	if p.UserTimeout = max(p.UserTimeout, -1); p.UserTimeout > 0 {
@@ -148,8 +164,9 @@ func validID(id string) bool {
 // labelLen is the size of the map that holds a label (c/hook.c).
 const labelLen = 32 << 10
 
-// keptVersion is that of struct place in c/hook.c: raise it when that changes.
-const keptVersion = 2
+// keptVersion is that of struct place in c/hook.c and of the label: raise it
+// when one changes.
+const keptVersion = 3
 
 // storedLabel is a label as it is kept.
 type storedLabel struct {

@@ -55,7 +55,8 @@ type hookRule struct {
 	UserTimeoutMs int32
 	Probes        uint8
 	Family        uint8
-	Unused        [2]uint8
+	Enforce       uint8
+	Unused        uint8
 }
 
 // Names of all BPF objects in the ELF.

@@ -60,7 +60,7 @@ func AttachHook(o HookOptions) (_ *Hook, err error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("attach hook: %w", err)
 	}
-	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Enforce: o.Enforce, Made: time.Now()}}
+	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Made: time.Now()}}
 	parent, err := hookDir(o.Dir)
 	if err == nil {
 		err = isCgroup2(o.Cgroup)
@@ -150,7 +150,7 @@ func (h *Hook) attach(follow bool) error {
 			return err
 		}
 	}
-	if h.Label.Enforce {
+	if h.Label.Enforces() {
 		if h.enforce, err = h.link(pinEnforce, ebpf.AttachCGroupSetsockopt, o.Enforce); err != nil {
 			return err
 		}
@@ -303,7 +303,7 @@ func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 		}
 		before := rawSettings(k.Before).settings(h.hz)
 		own[k.Cookie].over(&before)
-		return visit(Changed{ID: conn.ID{NetNS: k.Netns, Cookie: k.Cookie}, Before: before, Given: h.Label.Rules[k.Rule].given()})
+		return visit(Changed{ID: conn.ID{NetNS: k.Netns, Cookie: k.Cookie}, Rule: int(k.Rule), Before: before, Given: h.Label.Rules[k.Rule].Given()})
 	}
 	err = listed(ctx, h, pinListPlaced, func(p *hookPlace) error {
 		if p.Checksum != p.Kept.checksum() {
@@ -354,15 +354,15 @@ func listed[T any](ctx context.Context, h *Hook, pin string, visit func(*T) erro
 
 // Hold keeps the program of a socket that was there before the hook, and that
 // fd is a duplicate of, from weakening the policy, which must be that of one of
-// the rules, if the hook enforces and the socket belongs to its cgroup. It
-// changes no option, and Changed does not visit the socket.
+// the rules that enforce, if the socket belongs to the hook's cgroup. It changes
+// no option, and Changed does not visit the socket.
 func (h *Hook) Hold(fd int, p keepalive.Policy) error {
-	rule := slices.IndexFunc(h.Label.Rules, func(r Rule) bool { return r.Policy == p })
+	rule := slices.IndexFunc(h.Label.Rules, func(r Rule) bool { return r.Enforce && r.Policy == p })
 	err := h.Damaged
 	switch {
 	case err != nil:
 	case rule < 0:
-		err = errors.New("none of its rules has that policy")
+		err = errors.New("none of its rules enforces that policy")
 	default:
 		err = h.maps.Stored.Update(uint32(fd), hookKept{Rule: uint32(rule)}, ebpf.UpdateNoExist)
 	}
@@ -446,6 +446,9 @@ func rawRules(rules []Rule) [MaxRules]hookRule {
 			LocalLow: r.Local.Low, LocalHigh: r.Local.High, PeerLow: r.Peer.Low, PeerHigh: r.Peer.High,
 			Idle: uint32(whole(r.Policy.Idle, time.Second)), Interval: uint32(whole(r.Policy.Interval, time.Second)),
 			Probes: uint8(r.Policy.Probes), UserTimeoutMs: -1,
+		}
+		if r.Enforce {
+			to.Enforce = 1
 		}
 		if r.Local == (Ports{}) {
 			to.LocalHigh = 1<<16 - 1

@@ -224,9 +224,9 @@ func TestHookEnforce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ours, free := w.listen("tcp4"), w.listen("tcp4")
-	h := attach(t, HookOptions{ID: "enforce", Enforce: true, Rules: []Rule{
-		{Local: port(ours.Addr()), Policy: policy(60*time.Second, 10*time.Second, 3, -1)},
-		{Peer: port(ours.Addr()), Policy: policy(60*time.Second, 10*time.Second, 3, 100*time.Second)},
+	h := attach(t, HookOptions{ID: "enforce", Rules: []Rule{
+		{Local: port(ours.Addr()), Policy: policy(60*time.Second, 10*time.Second, 3, -1), Enforce: true},
+		{Peer: port(ours.Addr()), Policy: policy(60*time.Second, 10*time.Second, 3, 100*time.Second), Enforce: true},
 	}})
 	p, other := w.dial(ours), w.dial(free)
 	type calls []struct {
@@ -311,8 +311,8 @@ func TestHooks(t *testing.T) {
 		return list
 	}
 	list(0)
-	o := HookOptions{Dir: dir, ID: "a", Cgroup: needCgroup(t), Enforce: true, Rules: []Rule{
-		{Local: port(l.Addr()), From: netip.MustParsePrefix("10.0.0.0/8"), Policy: policy(time.Minute, time.Second, 3, -1)},
+	o := HookOptions{Dir: dir, ID: "a", Cgroup: needCgroup(t), Rules: []Rule{
+		{Local: port(l.Addr()), From: netip.MustParsePrefix("10.0.0.0/8"), Policy: policy(time.Minute, time.Second, 3, -1), Enforce: true},
 		{Peer: Ports{1, 2}, From: netip.MustParsePrefix("2001:db8::/32"), Policy: policy(time.Minute, time.Second, 3, time.Hour)},
 	}}
 	made := must(AttachHook(o))(t)
@@ -325,7 +325,7 @@ func TestHooks(t *testing.T) {
 		t.Errorf("%+v: active %v", h, h.Active())
 	}
 	h.Label.Made = time.Time{}
-	if want := (Label{ID: "a", Cgroup: o.Cgroup, Rules: o.Rules, Enforce: true}); !reflect.DeepEqual(h.Label, want) {
+	if want := (Label{ID: "a", Cgroup: o.Cgroup, Rules: o.Rules}); !reflect.DeepEqual(h.Label, want) {
 		t.Errorf("label %+v, want %+v", h.Label, want)
 	}
 	if s := settingsOf(t, w.dial(l).server); s != given(o.Rules[0].Policy) {
@@ -435,14 +435,13 @@ func TestAttachHookRefused(t *testing.T) {
 // not, what connections had when they were made.
 func TestHookFollows(t *testing.T) {
 	t.Parallel()
-	for name, o := range map[string]HookOptions{"enforced": {Follow: true, Enforce: true}, "not enforced": {Follow: true}, "not followed": {}} {
+	for name, x := range map[string]struct{ follow, enforce bool }{"enforced": {true, true}, "not enforced": {follow: true}, "not followed": {}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			l := w.listen("tcp4")
 			given := policy(time.Minute, 2*time.Second, 3, -1)
-			o.ID, o.Rules = "follow", []Rule{{Local: port(l.Addr()), Policy: given}}
-			h := attach(t, o)
+			h := attach(t, HookOptions{ID: "follow", Follow: x.follow, Rules: []Rule{{Local: port(l.Addr()), Policy: given, Enforce: x.enforce}}})
 			before := func(p pair) (s Settings) {
 				ok(t, h.Changed(t.Context(), func(c Changed) error {
 					if c.ID.Cookie == cookieOf(t, p.server) {
@@ -468,7 +467,7 @@ func TestHookFollows(t *testing.T) {
 			})
 			held.AsDeadpeer(func() { setOpt(t, ours.server, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 50) })
 			want, wantOther := made, made
-			if o.Follow {
+			if x.follow {
 				want.KeepAlive, want.Probes, want.Own.Probes = true, 3, 3
 				wantOther.Idle, wantOther.Own.Idle = time.Hour, time.Hour
 				wantOther.UserTimeout, wantOther.Own.UserTimeout = 99*time.Second, 99*time.Second

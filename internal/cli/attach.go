@@ -47,7 +47,9 @@ calls succeed and do no more than it allows.
 
 Connections of an older attachment are taken over from it, which is said:
 detach gives back what they had before both. Those on which an older one,
-or deadpeer run, enforces its policy stay as they are.
+or deadpeer run, enforces its policy stay as they are. Future connections can
+have the policy of one attachment only: a second that has --new for some of the
+same is refused.
 
 A file of --rules is a list, of which a connection has the first that matches:
 

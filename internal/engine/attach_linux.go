@@ -132,6 +132,10 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 			row.skip = true
 			continue
 		}
+		if rules[rule].New && s.State == conn.SynSent {
+			row.skip = true // it is the hook's, which would not tell it from one that was looked at too late
+			continue
+		}
 		refuse := func(why string) { r.snap.outcomes[i] = Outcome{Action: actionAttach, Error: why} }
 		if p := guard.of(row); p != unprotected && !r.req.Filter.Names(s.Cookie) {
 			refuse("protected: " + p.String())

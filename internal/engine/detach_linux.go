@@ -193,14 +193,6 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	if err := a.SetWhole(false); err != nil {
 		return nil, err
 	}
-	newer := slices.IndexFunc(all, func(n attachment) bool { return n.ID == a.ID }) + 1
-	for _, n := range all[newer:] {
-		if n.hooked() { // it may have given connections of this one its policy
-			if err := e.adopt(ctx, n); err != nil {
-				return nil, err
-			}
-		}
-	}
 	if a.hooked() {
 		// The hooks end first: with --enforce they would hold us to the policy, too.
 		if err := e.endHooks(ctx, a); err != nil {

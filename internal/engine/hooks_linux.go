@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,13 +21,21 @@ import (
 	"deadpeer/keepalive"
 )
 
-// hookRules are the rules of one hook: those for the same cgroup that are
-// enforced alike.
+// hookRules are the rules of one hook: those for the same cgroup.
 type hookRules struct {
-	cgroup  string // its folder
-	enforce bool
-	rules   []bpf.Rule
-	of      map[uint16]bool // the rules of the request that these come from
+	cgroup string // its folder
+	rules  []bpf.Rule
+	of     []uint16 // the rule of the request that each comes from
+}
+
+// shares reports whether a connection may get a policy from both hooks: it
+// would have that of the outer cgroup's, and nobody could tell in which order
+// to take them back.
+func (h hookRules) shares(cgroup string, rules []bpf.Rule) bool {
+	below := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
+	return (below(h.cgroup, cgroup) || below(cgroup, h.cgroup)) && slices.ContainsFunc(h.rules, func(r bpf.Rule) bool {
+		return slices.ContainsFunc(rules, r.Overlaps)
+	})
 }
 
 // futureRules makes hooks of the rules for future connections, none if there
@@ -50,16 +60,23 @@ func (req *AttachRequest) futureRules() (hooks []hookRules, err error) {
 		if err != nil {
 			return nil, err
 		}
-		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.cgroup == cgroup && h.enforce == rule.Enforce })
+		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.cgroup == cgroup })
 		if at < 0 {
 			at = len(hooks)
-			hooks = append(hooks, hookRules{cgroup: cgroup, enforce: rule.Enforce, of: map[uint16]bool{}})
+			hooks = append(hooks, hookRules{cgroup: cgroup})
 		}
-		hooks[at].of[uint16(n)] = true
 		for _, f := range future {
+			hooks[at].of = append(hooks[at].of, uint16(n))
 			hooks[at].rules = append(hooks[at].rules, bpf.Rule{
-				Local: bpf.Ports{Low: f.LocalLow, High: f.LocalHigh}, Peer: bpf.Ports{Low: f.PeerLow, High: f.PeerHigh}, From: f.Peer, Policy: rule.Policy,
+				Local: bpf.Ports{Low: f.LocalLow, High: f.LocalHigh}, Peer: bpf.Ports{Low: f.PeerLow, High: f.PeerHigh}, From: f.Peer, Policy: rule.Policy, Enforce: rule.Enforce,
 			})
+		}
+	}
+	for n, h := range hooks {
+		for _, o := range hooks[n+1:] {
+			if h.shares(o.cgroup, o.rules) {
+				return nil, &FutureError{fmt.Errorf("some connections of %s would get the policies of two rules, the other for %s: rules of cgroups one below the other must not be about the same connections", h.cgroup, o.cgroup)}
+			}
 		}
 	}
 	return hooks, nil
@@ -102,12 +119,15 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 	if m.e.options.NoBPF {
 		return fmt.Errorf("give future connections a policy: it takes BPF, which is switched off: %w; %s", errors.ErrUnsupported, way)
 	}
+	if err := m.e.free(hooks); err != nil {
+		return err
+	}
 	if err := m.create(req); err != nil {
 		return err
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Enforce: h.enforce, Follow: true,
+			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Follow: true,
 		})
 		if err != nil {
 			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way)
@@ -118,6 +138,24 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 		}
 	}
 	return nil
+}
+
+// free refuses hooks that share connections with those of another attachment.
+// A program that deadpeer run has started may have both: nothing of it is ever
+// put back.
+func (e *Engine) free(hooks []hookRules) error {
+	there, err := bpf.Hooks(e.options.HookDir)
+	defer closeHooks(there)
+	for _, o := range there {
+		if strings.HasPrefix(o.Label.ID, runHook) || o.Damaged != nil {
+			continue
+		}
+		if slices.ContainsFunc(hooks, func(h hookRules) bool { return h.shares(o.Label.Cgroup, o.Label.Rules) }) {
+			id, _, _ := strings.Cut(o.Label.ID, "-")
+			return errors.Join(err, fmt.Errorf("attachment %s has a policy for some of the same future connections: deadpeer detach %[1]s first, or leave out --new", id))
+		}
+	}
+	return err
 }
 
 // hooksOf are the hooks whose IDs begin so: those of an attachment
@@ -163,7 +201,17 @@ func (e *Engine) unhook(prefix string) error {
 // hold keeps programs from weakening the policy on the connections that there
 // were before the hooks.
 func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uint32) error {
-	if !slices.ContainsFunc(hooks, func(h hookRules) bool { return h.enforce }) {
+	enforced := func(h hookRules, rule uint16) bool {
+		for n, r := range h.rules {
+			if r.Enforce && h.of[n] == rule {
+				return true
+			}
+		}
+		return false
+	}
+	if !slices.ContainsFunc(hooks, func(h hookRules) bool {
+		return slices.ContainsFunc(h.rules, func(r bpf.Rule) bool { return r.Enforce })
+	}) {
 		return nil
 	}
 	made, err := r.e.hooksOf(hooksPrefix(id))
@@ -175,7 +223,7 @@ func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uin
 	defer taker.Close()
 	for n, it := range items {
 		o := r.snap.outcomes[rows[n]]
-		at := slices.IndexFunc(hooks, func(h hookRules) bool { return h.enforce && h.of[it.Rule] })
+		at := slices.IndexFunc(hooks, func(h hookRules) bool { return enforced(h, it.Rule) })
 		if at < 0 || !o.Done {
 			continue
 		}
@@ -231,7 +279,7 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 		whole = append(whole, h)
 		err := h.Changed(ctx, func(c bpf.Changed) error {
 			if _, known := a.Socket(c.ID); !known {
-				records, ids = append(records, attach.Given(c.ID, a.ruleOf(h, c.Given), c.Before.Settings, c.Given)), append(ids, c.ID)
+				records, ids = append(records, attach.Given(c.ID, a.ruleOf(h.Label.Rules[c.Rule]), c.Before.Settings, c.Given)), append(ids, c.ID)
 			}
 			return nil
 		})
@@ -239,23 +287,24 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 			return err
 		}
 	}
+	// The hook of a cgroup notes calls as they are made, that of one above it
+	// what was left of them.
+	slices.SortFunc(whole, func(g, h *bpf.Hook) int { return cmp.Compare(len(g.Label.Cgroup), len(h.Label.Cgroup)) })
+	own := bpf.OwnCalls{}
 	for _, h := range whole {
-		own, err := h.OwnCalls(ctx)
+		calls, err := h.OwnCalls(ctx)
 		if err != nil {
 			return err
 		}
-		for s := range a.All() {
-			// What another hook has noted may have been limited by this one.
-			if a.enforces(s.ID) != h.Label.Enforce {
-				continue
-			}
-			now := attach.Own(s, func(was keepalive.Settings) keepalive.Settings { return own.Over(s.ID.Cookie, was) })
-			if now.Was == s.Was {
-				continue
-			}
-			if records = append(records, now); s.Applied {
-				ids = append(ids, s.ID)
-			}
+		maps.Copy(own, calls)
+	}
+	for s := range a.All() {
+		now := attach.Own(s, func(was keepalive.Settings) keepalive.Settings { return own.Over(s.ID.Cookie, was) })
+		if now.Was == s.Was {
+			continue
+		}
+		if records = append(records, now); s.Applied {
+			ids = append(ids, s.ID)
 		}
 	}
 	if err := a.Add(records); err != nil {
@@ -264,10 +313,10 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 	return a.Applied(ids)
 }
 
-// ruleOf is the rule of an attachment that one of its hooks gave a policy by.
-func (a attachment) ruleOf(h *bpf.Hook, p keepalive.Policy) uint16 {
+// ruleOf is the rule of an attachment that a rule of one of its hooks is of.
+func (a attachment) ruleOf(rule bpf.Rule) uint16 {
 	return uint16(max(0, slices.IndexFunc(a.about.Rules, func(r attach.Rule) bool {
-		return r.New && r.Enforce == h.Label.Enforce && r.Policy == p
+		return r.New && r.Enforce == rule.Enforce && r.Policy == rule.Given()
 	})))
 }
 

@@ -196,7 +196,7 @@ func TestAttachOverRun(t *testing.T) {
 	cgroup, hooks := testCgroup(t), hookDir(t)
 	m := newMaker(t, cgroup, w.server.Start)
 	h := must(bpf.AttachHook(bpf.HookOptions{
-		Dir: hooks, ID: runHook + "1", Cgroup: must(bpf.CgroupRoot())(t) + cgroup, Rules: []bpf.Rule{{Policy: minute()}}, Enforce: true,
+		Dir: hooks, ID: runHook + "1", Cgroup: must(bpf.CgroupRoot())(t) + cgroup, Rules: []bpf.Rule{{Policy: minute(), Enforce: true}},
 	}))(t)
 	defer func() { ok(t, h.Remove()) }()
 	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks})
@@ -214,41 +214,69 @@ func TestAttachOverRun(t *testing.T) {
 	nothingLeft(t, w.dir)
 }
 
-// Of two attachments that gave a connection their policies when it was made,
-// either may go first, and what it had comes back.
+// Two policies for the same future connections are refused, be it for the same
+// cgroup or one below the other, in one request or two: nobody could give back
+// what such a connection had. For different ones they are not.
 func TestAttachNewTwice(t *testing.T) {
 	t.Parallel()
-	for name, olderFirst := range map[string]bool{"older first": true, "newer first": false} {
+	w := newWorld(t)
+	cgroup := testCgroup(t)
+	below := cgroup + "/below"
+	ok(t, os.Mkdir(folderOf(t, below), 0o755))
+	t.Cleanup(func() { ok(t, os.Remove(folderOf(t, below))) })
+	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hookDir(t)})
+	w.engine.cgroups = w.dir
+	rule := func(cgroup string, words ...string) AttachRule {
+		f := must(conn.ParseFilter(words, conn.Resolver{}))(t)
+		return AttachRule{Filter: f, Future: f, Policy: minute(), New: true, Cgroup: cgroup}
+	}
+	attach := func(rules ...AttachRule) (*Attached, error) {
+		return w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: rules})
+	}
+	var future *FutureError
+	if _, err := attach(rule(cgroup), rule(below, "dport = :7000")); !errors.As(err, &future) {
+		t.Errorf("overlapping rules of two cgroups: %v", err)
+	}
+	nothingLeft(t, w.dir)
+	first := must(attach(rule(cgroup, "sport = :7000"), rule(below, "sport = :7001")))(t)
+	for _, r := range []AttachRule{rule(cgroup, "sport = :7000 or sport = :7002"), rule(below), rule(cgroup, "dst 10.0.0.0/8")} {
+		if _, err := attach(r); err == nil || !strings.Contains(err.Error(), "deadpeer detach "+first.ID) {
+			t.Errorf("%s, for which there is a policy: %v", r.Future, err)
+		}
+	}
+	must(attach(rule(below, "sport = :7002")))(t)
+	w.detach()
+	nothingLeft(t, w.dir)
+}
+
+// Of the rules of one attachment that a connection fits, the first holds, that
+// it is enforced or not as well.
+func TestAttachNewFirstRule(t *testing.T) {
+	t.Parallel()
+	for name, first := range map[string]bool{"enforced first": true, "enforced last": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			cgroup := testCgroup(t)
-			m := newMaker(t, cgroup, w.server.Start)
-			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
+			w.engine = New(Options{RuntimeDir: w.dir, HookDir: hookDir(t)})
 			w.engine.cgroups = w.dir
-			var ids []string
-			for _, p := range []keepalive.Policy{minute(), {Idle: 30 * time.Second, Interval: 3 * time.Second, Probes: 3, UserTimeout: -1}} {
-				rule := AttachRule{Policy: p, New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
-				ids = append(ids, must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}))(t).ID)
+			m := newMaker(t, cgroup, w.server.Start)
+			long := keepalive.Policy{Idle: 300 * time.Second, Interval: 3 * time.Second, Probes: 3, UserTimeout: -1}
+			f := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+			must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{
+				{Filter: f, Future: f, Policy: minute(), New: true, Enforce: first, Cgroup: cgroup},
+				{Policy: long, New: true, Enforce: !first, Cgroup: cgroup},
+			}}))(t)
+			m.do("make", "1 40 5 4 0")
+			weakened := "0 1000 5 4 0"
+			if first {
+				weakened = "1 40 5 4 0"
 			}
-			m.do("make", "1 30 3 3 0")
-			if list := must(w.engine.Attachments(t.Context()))(t); len(list) != 2 || list[0].Sockets != 0 || list[1].Sockets != 2 {
-				t.Errorf("%+v, want the connections to be the newer one's", list)
-			}
-			if olderFirst {
-				if a := w.detach(ids[0])[0]; a.Changed != 0 || a.Failed != 0 || a.Passed != 2 {
-					t.Errorf("%+v", a)
-				}
-				m.do("show", "1 30 3 3 0")
-				must(w.engine.Attachments(t.Context()))(t)
-			} else {
-				w.detach(ids[1])
-				m.do("show", "1 40 5 4 0")
-			}
+			m.do("weaken", weakened)
 			if a := w.detach()[0]; a.Changed != 2 || a.Failed != 0 {
 				t.Errorf("%+v", a)
 			}
-			m.do("show", "0 7200 75 9 0")
+			m.do("show", "0 1000 75 9 0")
 			nothingLeft(t, w.dir)
 		})
 	}

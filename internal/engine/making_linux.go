@@ -134,17 +134,21 @@ func (m *making) settle(ctx context.Context, err error) error {
 	case m.file.Len() == 0 && !m.hooked:
 		return m.file.Remove()
 	}
-	defer func() { _ = m.file.Close() }() // whatever was written is durable
 	do := m.run()
-	if err := do.TakeOver(); err != nil {
-		return err
-	}
+	err = do.TakeOver()
 	for _, o := range m.older {
-		if err := o.removeIfEmpty(); err != nil {
-			return err
+		if err == nil {
+			err = o.removeIfEmpty()
 		}
 	}
-	return m.file.SetWhole(true)
+	if err == nil {
+		err = m.file.SetWhole(true)
+	}
+	_ = m.file.Close() // whatever was written is durable
+	if err != nil {
+		return fmt.Errorf("end attachment %s: %w; deadpeer detach %[1]s takes it back", m.file.ID, err)
+	}
+	return nil
 }
 
 // undo gives all connections what they had, also those that the hooks gave the

@@ -104,7 +104,7 @@ func TestAttachAllOrNothing(t *testing.T) {
 func hookOfOthers(t *testing.T, p keepalive.Policy) *bpf.Hook {
 	t.Helper()
 	h := must(bpf.AttachHook(bpf.HookOptions{
-		Dir: hookDir(t), ID: "other", Cgroup: must(ownCgroup())(t), Enforce: true, Rules: []bpf.Rule{{Local: bpf.Ports{Low: 1, High: 1}, Policy: p}},
+		Dir: hookDir(t), ID: "other", Cgroup: must(ownCgroup())(t), Rules: []bpf.Rule{{Local: bpf.Ports{Low: 1, High: 1}, Policy: p, Enforce: true}},
 	}))(t)
 	t.Cleanup(func() { ok(t, h.Remove()) })
 	return h

@@ -71,7 +71,7 @@ func (e *Engine) runIn(cgroup, id, path string, req ProgramRequest) error {
 		return fmt.Errorf("give the program a policy: it takes BPF, which is switched off: %w; start it without, then deadpeer attach --pid", errors.ErrUnsupported)
 	}
 	hook, err := bpf.AttachHook(bpf.HookOptions{
-		Dir: e.options.HookDir, ID: runHook + id, Cgroup: cgroup, Rules: []bpf.Rule{{Policy: req.Policy}}, Enforce: req.Enforce,
+		Dir: e.options.HookDir, ID: runHook + id, Cgroup: cgroup, Rules: []bpf.Rule{{Policy: req.Policy, Enforce: req.Enforce}},
 	})
 	if err != nil {
 		return fmt.Errorf("give the program a policy: %w; start it without, then deadpeer attach --pid; deadpeer doctor says what is missing", noBPFFS(err))
@@ -190,7 +190,7 @@ func (e *Engine) Programs(ctx context.Context) (list []Attachment, err error) {
 		}
 		a := Attachment{ID: h.Label.ID, At: h.Label.Made, Program: programIn(h.Label.Cgroup), New: true, Active: h.Active()}
 		for _, r := range h.Label.Rules {
-			a.Rules = append(a.Rules, AttachedRule{Policy: r.Policy, New: true, Enforce: h.Label.Enforce, Cgroup: h.Label.Cgroup})
+			a.Rules = append(a.Rules, AttachedRule{Policy: r.Policy, New: true, Enforce: r.Enforce, Cgroup: h.Label.Cgroup})
 		}
 		countErr := h.Changed(ctx, func(bpf.Changed) error { a.Sockets++; return nil })
 		err = errors.Join(err, countErr, a.count(h))
@@ -225,7 +225,7 @@ func (e *Engine) enforcedPrograms(ctx context.Context) (map[conn.ID]string, erro
 	defer closeHooks(hooks)
 	ids := map[conn.ID]string{}
 	for _, h := range hooks {
-		if h.Damaged == nil && h.Label.Enforce {
+		if h.Damaged == nil && h.Label.Enforces() {
 			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
 				ids[c.ID] = h.Label.ID
 				return nil

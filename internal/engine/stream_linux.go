@@ -132,7 +132,7 @@ func (s *stream) list(ctx context.Context) error {
 		}
 		s.first, s.handed = s.n, false
 		if err := s.run.list(ctx, space, s.restart, s.next); s.torn {
-			return errors.Join(err, s.unlisted)
+			return errors.Join(err, sockdiag.ErrInterrupted, s.unlisted)
 		} else if err != nil {
 			return err
 		}

@@ -23,8 +23,9 @@ struct rule {
 	__u32 interval;
 	__s32 user_timeout_ms;
 	__u8 probes;
-	__u8 family; // 0 for both
-	__u8 unused[2];
+	__u8 family;  // 0 for both
+	__u8 enforce; // programs are held to it
+	__u8 unused;
 };
 
 const volatile struct rule rules[MAX_RULES];
@@ -294,6 +295,8 @@ int enforce(struct bpf_sockopt *ctx)
 	if (!k || k->rule >= MAX_RULES || ctx->optlen < (int)sizeof(int) || (void *)(value + 1) > ctx->optval_end)
 		goto pass;
 	r = &rules[k->rule];
+	if (!r->enforce)
+		goto pass;
 	if (of_socket) {
 		if (!*value)
 			return swallow(ctx, LIMITED_KEEPALIVE);

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/keepalive"
@@ -74,6 +76,10 @@ for word in sys.stdin:
                 del made[-2:]
             del made[:-600]
         made.sort(key=options)
+    elif word.startswith("dial "):
+        made += [socket.socket()] * 2
+        made[-1].setblocking(False)
+        made[-1].connect_ex((word.split()[1], int(word.split()[2])))
     elif word == "queue":
         queued = socket.create_connection(l.getsockname())
     elif word == "accept":
@@ -335,6 +341,50 @@ func TestDetachWhileConnecting(t *testing.T) {
 	w.detach()
 	m.do("show", "0 7200 75 9 0") // after the flood
 	m.done("show", "0 7200 75 9 0")
+	nothingLeft(t, w.dir)
+}
+
+// A connection that was being made when it was listed gets the policy from the
+// hook while others are being changed, and what it had before comes back.
+func TestAttachWhileConnecting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup := testCgroup(t)
+	m := newMaker(t, cgroup, w.server.Start)
+	m.do("make", "0 7200 75 9 0") // for there to be something to change
+	var l net.Listener
+	ok(t, w.far.Do(func() (err error) {
+		l, err = net.Listen("tcp4", netip.AddrPortFrom(w.toFar.IPv4(w.far), 0).String())
+		return err
+	}))
+	t.Cleanup(func() { _ = l.Close() })
+	to := l.Addr().(*net.TCPAddr)
+	m.do("dial "+to.IP.String()+" "+strconv.Itoa(to.Port), "0 7200 75 9 0") // who the peer is, is known from now on
+	wait(t, "a connection", func() bool { c, err := l.Accept(); return err == nil && c.Close() == nil })
+	ok(t, w.toFar.Cut())
+	m.do("dial "+to.IP.String()+" "+strconv.Itoa(to.Port), "0 7200 75 9 0")
+	established := false
+	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t), AttachStep: func(s attach.Step) {
+		if established || s != attach.StepJournalled {
+			return
+		}
+		ok(t, w.toFar.Heal())
+		wait(t, "the policy of the hook", func() bool {
+			must(m.in.WriteString("show\n"))(t)
+			return must(m.out.ReadString('\n'))(t) == "1 40 5 4 0 | 1 40 5 4 0\n"
+		})
+		established = true
+	}})
+	w.engine.cgroups = w.dir
+	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}}))(t)
+	if !established {
+		t.Error("nothing else was changed")
+	}
+	m.do("show", "1 40 5 4 0")
+	if a := w.detach()[0]; a.Failed != 0 {
+		t.Errorf("%+v", a)
+	}
+	m.do("show", "0 7200 75 9 0")
 	nothingLeft(t, w.dir)
 }
 

@@ -217,7 +217,11 @@ func (a *app) finishAttached(done *engine.Attached) error {
 
 func (a *app) partly(done *engine.Attached) error {
 	if done.Failed > 0 {
-		return &exit{exitPartly, fmt.Errorf("not, or not wholly: %s; OUTCOME says why", count(done.Failed, "connection"))}
+		code := exitPartly
+		if done.Denied {
+			code = exitPrivilege
+		}
+		return &exit{code, fmt.Errorf("not, or not wholly: %s; OUTCOME says why", count(done.Failed, "connection"))}
 	}
 	return nil
 }

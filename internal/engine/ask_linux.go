@@ -263,6 +263,8 @@ func (q *inquiry) mayAsk(row *row) bool {
 		return false // its peer closed long ago: a question could only draw a RST
 	case verdict.Transient(s.State) || !conn.Connections.Has(s.State):
 		return false
+	case row.ownerN == 0 && q.mayHide(row):
+		a.refusal = probe.Hidden
 	case row.ownerN == 0:
 		a.refusal = probe.NoOwner
 	}

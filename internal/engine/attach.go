@@ -51,8 +51,9 @@ type Attached struct {
 	Snapshot *Snapshot // the connections, with outcomes
 	New      bool      // future connections get the policy, too
 	Matched  int
-	Changed  int // done, or planned
-	Failed   int // not done, or not wholly
+	Changed  int  // done, or planned
+	Failed   int  // not done, or not wholly
+	Denied   bool // more privilege, or a newer kernel, would have done more
 	// InFlight is when data in flight is given up on the connection that has
 	// the longest round trip, of those left without a user timeout; nil when
 	// there are none.

@@ -144,6 +144,8 @@ func (r *run) attachItems(rules []AttachRule) (items []attach.Item, rows []uint3
 		switch {
 		case s.MPTCP:
 			refuse(held.MPTCP.Error())
+		case row.ownerN == 0 && r.mayHide(row):
+			refuse(held.Hidden.Error())
 		case row.ownerN == 0:
 			refuse(held.NoOwner.Error())
 		default:
@@ -382,5 +384,6 @@ func (r *run) countOutcomes(out *Attached) {
 		if o.Error != "" {
 			out.Failed++
 		}
+		out.Denied = out.Denied || held.Refusal(o.Error).Privilege()
 	}
 }

@@ -80,8 +80,10 @@ type line struct {
 	Owners   int
 	Known    bool
 	Released bool
+	Outcome  string   // its error
 	Notes    []string // of the last line only, which tells of no connection
 	Held     []string
+	Denied   bool
 	Last     bool
 }
 
@@ -178,8 +180,10 @@ func (r role) run(ctx context.Context) error {
 			_, err = e.Tune(ctx, TuneRequest{Netns: r.Netns, Change: change, Existing: true})
 			snap = &Snapshot{}
 		case "attach":
-			_, err = e.Attach(ctx, AttachRequest{Request: req, Rules: []AttachRule{{Policy: r.Policy}}})
-			snap = &Snapshot{}
+			var done *Attached
+			if done, err = e.Attach(ctx, AttachRequest{Request: req, Rules: []AttachRule{{Policy: r.Policy}}}); err == nil {
+				snap, last.Denied = done.Snapshot, done.Denied
+			}
 		case "detach":
 			_, err = e.Detach(ctx)
 			snap = &Snapshot{}
@@ -200,9 +204,13 @@ func (r role) run(ctx context.Context) error {
 			last.Notes = append(last.Notes, n.Text)
 		}
 		for c := range snap.All() {
+			var outcome Outcome
+			if c.Outcome != nil {
+				outcome = *c.Outcome
+			}
 			err := out.Encode(line{
-				Round: round, Peer: unmap(c.Sock.Peer()).String(), Cookie: c.Sock.Cookie, State: c.Sock.State.String(), Verdict: c.Judgement.Verdict.String(),
-				Why: c.Judgement.Why, Reason: c.Reason(), Owners: len(c.Owners), Known: c.Known, Released: c.Outcome != nil && c.Outcome.Done,
+				Outcome: outcome.Error, Round: round, Peer: unmap(c.Sock.Peer()).String(), Cookie: c.Sock.Cookie, State: c.Sock.State.String(), Verdict: c.Judgement.Verdict.String(),
+				Why: c.Judgement.Why, Reason: c.Reason(), Owners: len(c.Owners), Known: c.Known, Released: outcome.Done,
 			})
 			if err != nil {
 				return err

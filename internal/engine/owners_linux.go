@@ -12,6 +12,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/procfd"
@@ -174,6 +176,7 @@ func (r *run) found(s *ownerSearch) error {
 		return errors.Join(s.why, fmt.Errorf("find owners: %w", s.err))
 	}
 	r.hidden = s.stats.Missing()
+	r.confined = !s.byBPF && effective()&(1<<unix.CAP_SYS_PTRACE) == 0
 	if s.why != nil {
 		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", s.why))
 	}

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/testnet"
 	"deadpeer/internal/verdict"
+	"deadpeer/keepalive"
 )
 
 // A filter on the verdict selects what is shown, not who is asked.
@@ -96,6 +98,32 @@ func TestScanUnprivileged(t *testing.T) {
 	}
 	if !strings.Contains(strings.Join(last.Notes, "\n"), "CAP_SYS_PTRACE") {
 		t.Errorf("notes %q", last.Notes)
+	}
+}
+
+// A connection whose program is another user's is not said to have none.
+func TestHiddenOwner(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	l := must(net.Listen("tcp4", "127.0.0.1:0"))(t)
+	defer func() { _ = l.Close() }()
+	c := must(net.Dial("tcp4", l.Addr().String()))(t)
+	defer func() { _ = c.Close() }()
+	w := &world{t: t, dir: must(os.MkdirTemp("/tmp", "deadpeer-test-"))(t)}
+	defer func() { _ = os.RemoveAll(w.dir) }()
+	ok(t, os.Chown(w.dir, nobody, nobody))
+	for _, do := range []string{"check", "attach"} {
+		r := role{Do: do, Kin: true, Netns: "current", Filter: "src " + c.LocalAddr().String(), Policy: keepalive.Policy{Idle: time.Minute, UserTimeout: -1}}
+		list, last := lines(t, asNobody(w.child(r)))
+		if len(list) != 1 {
+			t.Fatalf("%s: %+v", do, list)
+		}
+		if why := list[0].Reason + list[0].Outcome; !strings.Contains(why, string(held.Hidden)) {
+			t.Errorf("%s: %q", do, why)
+		}
+		if last.Denied != (do == "attach") {
+			t.Errorf("%s: denied is %v", do, last.Denied)
+		}
 	}
 }
 

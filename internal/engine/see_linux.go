@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -37,6 +38,7 @@ type run struct {
 	snap     *Snapshot
 	index    index     // by cookie
 	hidden   string    // why some owners may not have been found
+	confined bool      // owners were looked for without the privilege to find all
 	named    [64]int32 // processes looked at lately
 	looks    looks
 	ended    int // connections that ended before they could be changed
@@ -395,6 +397,13 @@ func (r *run) selectRows() {
 
 // lost: it has an owner that was not found.
 func (r *row) lost() bool { return r.ownerN == 0 && r.sock.Inode != 0 }
+
+// mayHide reports whether a process that we may not look into can be what holds
+// a connection without an owner. A procfs mounted with hidepid does not even
+// tell that there are such.
+func (r *run) mayHide(row *row) bool {
+	return row.lost() && (r.hidden != "" || r.confined && int(row.sock.UID) != os.Geteuid())
+}
 
 func (r *run) noteHidden(ownerless bool) {
 	if ownerless && r.hidden != "" {

@@ -24,6 +24,7 @@ type Refusal string
 const (
 	None        Refusal = ""
 	NoOwner     Refusal = "no process holds a descriptor of it (kernel socket, io_uring fixed file, or not yet accepted)"
+	Hidden      Refusal = "its program is hidden, likely another user's (needs CAP_SYS_PTRACE)"
 	OwnerGone   Refusal = "the process that held it closed it or ended"
 	Reused      Refusal = "its descriptor now holds something else"
 	MPTCP       Refusal = "a subflow of an MPTCP connection cannot be reached"
@@ -40,4 +41,4 @@ func (r Refusal) Error() string { return string(r) }
 func (r Refusal) Gone() bool { return r == OwnerGone || r == Reused }
 
 // Privilege reports whether more privilege, or a newer kernel, would help.
-func (r Refusal) Privilege() bool { return r == NeedsPtrace || r == NeedsKernel }
+func (r Refusal) Privilege() bool { return r == Hidden || r == NeedsPtrace || r == NeedsKernel }

@@ -62,6 +62,7 @@ type Refusal uint8
 const (
 	NotRefused Refusal = iota
 	NoOwner
+	Hidden
 	NoRoute
 	OwnerGone
 	Reused
@@ -88,6 +89,7 @@ var refusalTexts = [refusalEnd]string{
 	NotRefused:       "",
 	NoOwner:          string(held.NoOwner),
 	NoRoute:          "no route leads to the peer: our own side may be what is gone",
+	Hidden:           string(held.Hidden),
 	OwnerGone:        string(held.OwnerGone),
 	Reused:           string(held.Reused),
 	MPTCPSocket:      "a subflow of an MPTCP connection cannot be asked",
@@ -117,7 +119,9 @@ func (r Refusal) Error() string {
 }
 
 // Privilege reports whether more privilege, or a newer kernel, would help.
-func (r Refusal) Privilege() bool { return r == NeedsPtrace || r == NeedsNetAdmin || r == NeedsKernel }
+func (r Refusal) Privilege() bool {
+	return r == Hidden || r == NeedsPtrace || r == NeedsNetAdmin || r == NeedsKernel
+}
 
 // Passing reports whether the same question may succeed a little later.
 func (r Refusal) Passing() bool { return r == TooFresh || r == InFlight || r == ChangedMeanwhile }

@@ -24,6 +24,8 @@ func refusalOf(r held.Refusal) Refusal {
 		return NotRefused
 	case held.NoOwner:
 		return NoOwner
+	case held.Hidden:
+		return Hidden
 	case held.OwnerGone:
 		return OwnerGone
 	case held.Reused:

@@ -252,6 +252,9 @@ func (a *app) runDetach(cmd *cobra.Command, e *engine.Engine, ids []string) erro
 	}
 	if len(done) == 0 && err == nil {
 		a.say("no attachments")
+		if programs, _ := e.Programs(cmd.Context()); len(programs) > 0 { // it is only a remark
+			a.say("%s started by deadpeer run: the policy of such a program stays until it ends", count(len(programs), "program"))
+		}
 	}
 	for _, d := range done {
 		if shown := a.finishAttached(d); shown != nil && err == nil {

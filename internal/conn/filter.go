@@ -166,12 +166,12 @@ func (f *Filter) NeedsVerdict() bool {
 // only because it says so: whichever alternative lets it in has a predicate
 // cookie = N that must hold.
 func (f *Filter) Names(cookie uint64) bool {
-	named := anyNode(f.expr, func(n node) bool { return n == numPred{fieldCookie, opEQ, cookie} })
+	named := anyNode(f.expr, func(n node) bool { return n == numPred{field: fieldCookie, op: opEQ, value: cookie} })
 	return named && alwaysNames(f.expr, false)
 }
 
-// String gives the filter in canonical form, names resolved to numbers.
-// ParseFilter reads it back as an equal filter.
+// String gives the filter in canonical form, names resolved to numbers but for
+// paths of cgroups. ParseFilter reads it back as an equal filter.
 func (f *Filter) String() string {
 	var b []byte
 	if f.named {

@@ -162,7 +162,7 @@ func alwaysNames(n node, not bool) bool {
 func mustBe(n node, not bool, cookie uint64) bool {
 	kids, all, kidsNot := junction(n, not)
 	if kids == nil {
-		return !not && n == numPred{fieldCookie, opEQ, cookie}
+		return !not && n == numPred{field: fieldCookie, op: opEQ, value: cookie}
 	}
 	for _, kid := range kids {
 		if mustBe(kid, kidsNot, cookie) == all {

@@ -163,6 +163,7 @@ type numPred struct {
 	field field
 	op    op
 	value uint64
+	name  string // a cgroup's path, where that was given: its number tells nobody anything
 }
 
 func (p numPred) match(s *Subject) Truth {

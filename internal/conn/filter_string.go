@@ -71,7 +71,11 @@ func predText(n node, equal string) string {
 		if n.op != opEQ {
 			equal = opText[n.op]
 		}
-		return fields[n.field].name + " " + equal + " " + valueText(n.field, n.value)
+		value := valueText(n.field, n.value)
+		if n.name != "" {
+			value = Quote(n.name)
+		}
+		return fields[n.field].name + " " + equal + " " + value
 	}
 	return "autobound"
 }

@@ -82,7 +82,7 @@ func TestParseFilterCanonical(t *testing.T) {
 		{"fwmark = 0x10", "mark = 16"},
 		{"fwmark 0x10/0xf0", "fwmark = 0x10/0xf0"},
 		{"mark != 1/3", "fwmark != 0x1/0x3"},
-		{"cgroup = /system.slice", "cgroup = 77"},
+		{"cgroup = /system.slice", "cgroup = /system.slice"}, {"cgroup = 77", "cgroup = 77"},
 		{"cgroup != 81985529216486895", "cgroup != 81985529216486895"},
 		// Ours.
 		{"verdict = dead", "verdict = dead"},
@@ -105,7 +105,7 @@ func TestParseFilterCanonical(t *testing.T) {
 		if got := f.String(); got != tt.want {
 			t.Errorf("%s\n got %s\nwant %s", tt.in, got, tt.want)
 		}
-		again, err := ParseFilter([]string{f.String()}, Resolver{})
+		again, err := ParseFilter([]string{f.String()}, Resolver{Cgroup: testResolver().Cgroup})
 		if err != nil || !reflect.DeepEqual(f, again) {
 			t.Errorf("%s: read back as %v, %v", f, again, err)
 		}

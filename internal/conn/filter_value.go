@@ -36,7 +36,13 @@ func (p *parser) compare(word token, f field) (node, error) {
 		if err != nil {
 			return nil, err
 		}
-		n = numPred{f, test, v}
+		pred := numPred{field: f, op: test, value: v}
+		if given := p.tokens[p.pos-1].text; f == fieldCgroup {
+			if _, isID := parseNumber(given, 64); !isID {
+				pred.name = given
+			}
+		}
+		n = pred
 		if family.IsValid() {
 			if p.depth+2 > maxNesting { // String needs as many more
 				return nil, p.errorAt(word.column, "nested deeper than %d", maxNesting)
@@ -142,7 +148,7 @@ func (p *parser) markValue(word token, o op) (node, error) {
 	if !ok || !maskOK {
 		return nil, p.errorAt(v.column, "%s: %.40q is not a mark such as 0x10 or 0x10/0xf0", word.keyword, v.text)
 	}
-	var pred node = numPred{fieldMark, opEQ, n}
+	var pred node = numPred{field: fieldMark, op: opEQ, value: n}
 	if m != math.MaxUint32 {
 		pred = markPred{uint32(n), uint32(m)}
 	}

@@ -98,6 +98,9 @@ func TestRunStatic(t *testing.T) {
 	if _, said = h.output(t, "deadpeer", "attach", "list"); !strings.Contains(said, "calls of programs would have weakened it and did not") {
 		t.Errorf("attach list said %q", said)
 	}
+	if _, said = h.output(t, "deadpeer", "detach"); !strings.Contains(said, "6 programs started by deadpeer run: the policy of such a program stays until it ends") {
+		t.Errorf("detach said %q", said)
+	}
 
 	e := engine.New(engine.Options{RuntimeDir: h.dir + "/none"})
 	req := engine.Request{Netns: nsPath(client), Settings: true, Filter: must(conn.ParseFilter([]string{"dport = :7000"}, conn.Resolver{}))(t)}

@@ -24,6 +24,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"deadpeer/internal/conn"
@@ -124,6 +125,38 @@ func with(s keepalive.Settings, p keepalive.Policy) keepalive.Settings {
 	}
 	return s
 }
+
+// After is what a socket that has the settings found has with the policy on it,
+// or why that cannot be: an [*UnfitError] for a user timeout.
+func After(found keepalive.Settings, p keepalive.Policy) (keepalive.Settings, error) {
+	if found.UserTimeout < 0 {
+		return found, errors.New("it has no user timeout that could be read")
+	}
+	set := with(found, p)
+	var fatal *keepalive.PolicyError
+	if err := set.Validate(); errors.As(err, &fatal) && fatal.Field == string(keepalive.PartUserTimeout) {
+		return found, &UnfitError{Own: p.UserTimeout < 0, Err: fatal}
+	}
+	return set, nil
+}
+
+// UnfitError says that a user timeout would end a connection before its probes
+// are spent.
+type UnfitError struct {
+	Own bool  // it is the program's own, not the policy's
+	Err error // says it at length, with the numbers
+}
+
+// Error is short, for a table; Err is not.
+func (e *UnfitError) Error() string {
+	if e.Own {
+		return "own timeout too short"
+	}
+	return "timeout too short"
+}
+
+// Unwrap gives Err.
+func (e *UnfitError) Unwrap() error { return e.Err }
 
 func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1) / unit * unit }
 

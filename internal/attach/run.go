@@ -49,6 +49,7 @@ type Report struct {
 	Ended  bool             // there was nothing to be done any more
 	Passed bool             // detaching: a newer attachment has it, and has to give it back
 	Why    string           // why not, or what was left out
+	Detail string           // more of that, too long for a table
 	Back   []keepalive.Part // detaching: what was put back by value
 	Now    keepalive.Settings
 	Known  bool // Now is what it has now
@@ -254,7 +255,11 @@ func (r *Run) prepare(ctx context.Context, items []Item, which []int, report fun
 	found := func(i int, found keepalive.Settings) {
 		switch c, why, err := r.planned(&items[i], found); {
 		case err != nil:
-			report(i, Report{Why: err.Error()})
+			rep := Report{Why: err.Error()}
+			if unfit, ok := errors.AsType[*UnfitError](err); ok {
+				rep.Detail = unfit.Err.Error()
+			}
+			report(i, rep)
 		case why != "":
 			waiting = append(waiting, pending{i, false, why})
 		default:
@@ -287,8 +292,9 @@ func (r *Run) prepare(ctx context.Context, items []Item, which []int, report fun
 // planned is what is to be done to an item that has the settings found, or why
 // it has to wait.
 func (r *Run) planned(it *Item, found keepalive.Settings) (c change, wait string, err error) {
-	if found.UserTimeout < 0 {
-		return c, "", errors.New("it has no user timeout that could be read")
+	set, err := After(found, it.Policy)
+	if err != nil {
+		return c, "", err
 	}
 	if why := Wait(&it.Sock, it.Policy); why != "" {
 		return c, why, nil
@@ -296,11 +302,6 @@ func (r *Run) planned(it *Item, found keepalive.Settings) (c change, wait string
 	c = change{policy: it.Policy, waiting: TimeoutWait(&it.Sock, it.Policy)}
 	if c.waiting != "" {
 		c.policy.UserTimeout = -1
-	}
-	set := with(found, it.Policy)
-	var fatal *keepalive.PolicyError
-	if err := set.Validate(); errors.As(err, &fatal) && fatal.Field == string(keepalive.PartUserTimeout) {
-		return c, "", err
 	}
 	was := valuesOf(found)
 	c.record = journal.Attached{ID: it.Target.ID, Rule: it.Rule, Was: r.before(it.Target.ID, was), Found: was, Set: valuesOf(set)}

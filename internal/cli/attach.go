@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ kubelet.`,
 				for n := range rules {
 					rules[n].Future = rules[n].Future.And(besides)
 				}
-				return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: rules, DryRun: dryRun})
+				return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: rules, DryRun: dryRun}, "in_flight: true in its rule")
 			}
 			p, err := policy.attachable(inFlight)
 			if err != nil {
@@ -96,7 +97,7 @@ kubelet.`,
 			if err := a.future(&rule, words); err != nil {
 				return err
 			}
-			return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: []engine.AttachRule{rule}, DryRun: dryRun})
+			return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: []engine.AttachRule{rule}, DryRun: dryRun}, "--in-flight")
 		},
 	}
 	a.addCommon(cmd, false)
@@ -169,7 +170,8 @@ func (p *policyFlags) attachable(inFlight bool) (keepalive.Policy, error) {
 	return policy, policy.ValidateFor("linux")
 }
 
-func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
+// runAttach attaches. Data in flight would be bounded by what inFlight names.
+func (a *app) runAttach(ctx context.Context, req engine.AttachRequest, inFlight string) error {
 	saveMemory(os.Getenv)
 	done, err := a.engine().Attach(ctx, req)
 	var future *engine.FutureError
@@ -192,6 +194,9 @@ func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
 	case done.ID != "":
 		a.say("attachment %s: %s; deadpeer detach %s gives back what was there", done.ID, count(done.Changed, "connection"), done.ID)
 	}
+	if req.DryRun {
+		a.sayFuture(done.Rules)
+	}
 	for _, t := range done.TakenOver {
 		verb := "taken over from"
 		if req.DryRun {
@@ -203,9 +208,24 @@ func (a *app) runAttach(ctx context.Context, req engine.AttachRequest) error {
 		a.say("%s had ended before it was their turn", count(done.Ended, "connection"))
 	}
 	if f := done.InFlight; f != nil {
-		a.say("data in flight is given up only after %s to %s (tcp_retries2); --in-flight bounds it", verdict.Duration(f.Earliest), verdict.Duration(f.Latest))
+		a.say("data in flight is given up only after %s to %s (tcp_retries2); %s bounds it", verdict.Duration(f.Earliest), verdict.Duration(f.Latest), inFlight)
+	}
+	if done.Slowest > 0 {
+		a.say("the rest of the policy stays each connection's own: an idle one notices a vanished peer after up to %s", verdict.Duration(done.Slowest))
+	}
+	if done.Unfit != "" {
+		a.say("%s", done.Unfit)
 	}
 	return a.partly(done)
+}
+
+// sayFuture tells what connections to come would get.
+func (a *app) sayFuture(rules []engine.AttachedRule) {
+	for _, r := range rules {
+		if r.New {
+			a.say("future connections would get %s: %s", ruleCell(r), cmp.Or(conn.Printable(r.Match), "all of this host"))
+		}
+	}
 }
 
 // finishAttached shows what attaching or detaching came to.

@@ -3,8 +3,11 @@ package cli
 import (
 	"bufio"
 	"encoding/json"
+	"time"
 
+	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/keepalive"
 )
 
 // jsonAttached is what is said of an attachment beside its connections.
@@ -15,6 +18,45 @@ type jsonAttached struct {
 	New        bool          `json:"new_connections"`
 	InFlight   *jsonForecast `json:"in_flight"`
 	TakenOver  []jsonTaken   `json:"taken_over"`
+	Rules      []jsonRule    `json:"rules,omitempty"` // not when detaching
+}
+
+// jsonRule is a policy and what it is for.
+type jsonRule struct {
+	Filter  string     `json:"filter"`
+	Policy  jsonValues `json:"policy"`
+	New     bool       `json:"new_connections"`
+	Enforce bool       `json:"enforce"`
+}
+
+func jsonRules(rules []engine.AttachedRule) []jsonRule {
+	list := make([]jsonRule, len(rules))
+	for n, r := range rules {
+		list[n] = jsonRule{conn.Printable(r.Match), valuesOf(r.Policy), r.New, r.Enforce}
+	}
+	return list
+}
+
+// jsonValues are those of a policy, null for what it leaves alone.
+type jsonValues struct {
+	IdleS         *int64 `json:"idle_s"`
+	IntervalS     *int64 `json:"interval_s"`
+	Probes        *int   `json:"probes"`
+	UserTimeoutMS *int64 `json:"user_timeout_ms"`
+}
+
+func valuesOf(p keepalive.Policy) jsonValues {
+	positive := func(d, unit time.Duration) *int64 {
+		if d <= 0 {
+			return nil
+		}
+		return new(int64(d / unit))
+	}
+	v := jsonValues{IdleS: positive(p.Idle, time.Second), IntervalS: positive(p.Interval, time.Second), UserTimeoutMS: positive(p.UserTimeout, time.Millisecond)}
+	if p.Probes > 0 {
+		v.Probes = &p.Probes
+	}
+	return v
 }
 
 // jsonTaken counts the connections that an older attachment had.
@@ -27,7 +69,7 @@ func newJSONAttached(a *engine.Attached) *jsonAttached {
 	if a == nil {
 		return nil
 	}
-	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, New: a.New, TakenOver: []jsonTaken{}}
+	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, New: a.New, TakenOver: []jsonTaken{}, Rules: jsonRules(a.Rules)}
 	if a.ID != "" {
 		j.Attachment = &a.ID
 	}

@@ -219,6 +219,8 @@ func outcomeCell(_ *table, b []byte, c *engine.Connection) []byte {
 			b = append(append(b, ", "...), o.Error...)
 		}
 		return b
+	case o.Planned != nil:
+		return append(b, "gets "+policyCell(*o.Planned)...)
 	case o.Error == "":
 		return append(b, "planned"...)
 	default:

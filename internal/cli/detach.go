@@ -132,55 +132,30 @@ func policyCell(p keepalive.Policy) string {
 }
 
 func (a *app) attachmentsJSON(list []engine.Attachment) error {
-	type policy struct {
-		IdleS         *int64 `json:"idle_s"`
-		IntervalS     *int64 `json:"interval_s"`
-		Probes        *int   `json:"probes"`
-		UserTimeoutMS *int64 `json:"user_timeout_ms"`
-	}
-	type rule struct {
-		Filter string `json:"filter"`
-		Policy policy `json:"policy"`
-		New    bool   `json:"new_connections"`
-		Force  bool   `json:"enforce"`
-	}
 	type attachment struct {
-		ID         string  `json:"attachment"`
-		Program    *string `json:"program"` // of deadpeer run
-		At         string  `json:"at"`
-		Rules      []rule  `json:"rules"`
-		Open       int     `json:"open"`
-		Ended      int     `json:"ended"`
-		Incomplete int     `json:"incomplete"`
-		Half       bool    `json:"interrupted"`
-		New        bool    `json:"new_connections"`
-		Active     bool    `json:"active"`
-		Given      uint64  `json:"given"`
-		NotGiven   uint64  `json:"not_given"`
-		Limited    uint64  `json:"limited_calls"`
+		ID         string     `json:"attachment"`
+		Program    *string    `json:"program"` // of deadpeer run
+		At         string     `json:"at"`
+		Rules      []jsonRule `json:"rules"`
+		Open       int        `json:"open"`
+		Ended      int        `json:"ended"`
+		Incomplete int        `json:"incomplete"`
+		Half       bool       `json:"interrupted"`
+		New        bool       `json:"new_connections"`
+		Active     bool       `json:"active"`
+		Given      uint64     `json:"given"`
+		NotGiven   uint64     `json:"not_given"`
+		Limited    uint64     `json:"limited_calls"`
 	}
 	out := struct {
 		Schema      int          `json:"schema"`
 		Attachments []attachment `json:"attachments"`
 	}{Schema: 1, Attachments: []attachment{}}
-	positive := func(d, unit time.Duration) *int64 {
-		if d <= 0 {
-			return nil
-		}
-		return new(int64(d / unit))
-	}
 	for _, l := range list {
-		j := attachment{ID: l.ID, At: l.At.Format(time.RFC3339Nano), Open: l.Sockets, Ended: l.Ended, Incomplete: l.Incomplete, Half: l.Half, New: l.New,
+		j := attachment{ID: l.ID, Rules: jsonRules(l.Rules), At: l.At.Format(time.RFC3339Nano), Open: l.Sockets, Ended: l.Ended, Incomplete: l.Incomplete, Half: l.Half, New: l.New,
 			Active: l.Active, Given: l.Given, NotGiven: l.NotGiven, Limited: l.Limited}
 		if l.Program != "" {
 			j.Program = new(conn.Printable(l.Program))
-		}
-		for _, r := range l.Rules {
-			p := policy{IdleS: positive(r.Policy.Idle, time.Second), IntervalS: positive(r.Policy.Interval, time.Second), UserTimeoutMS: positive(r.Policy.UserTimeout, time.Millisecond)}
-			if r.Policy.Probes > 0 {
-				p.Probes = &r.Policy.Probes
-			}
-			j.Rules = append(j.Rules, rule{conn.Printable(r.Match), p, r.New, r.Enforce})
 		}
 		out.Attachments = append(out.Attachments, j)
 	}

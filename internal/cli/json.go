@@ -88,10 +88,11 @@ type jsonForecast struct {
 }
 
 type jsonOutcome struct {
-	Action string     `json:"action"`
-	Via    engine.Via `json:"via,omitempty"` // where databases were looked into
-	Done   bool       `json:"done"`
-	Error  *string    `json:"error"`
+	Action  string      `json:"action"`
+	Via     engine.Via  `json:"via,omitempty"` // where databases were looked into
+	Done    bool        `json:"done"`
+	Error   *string     `json:"error"`
+	Planned *jsonValues `json:"planned,omitempty"` // what a dry run's attaching would give it
 }
 
 // encoder turns connections into lines. Names are made printable once.
@@ -144,6 +145,9 @@ func (e *encoder) connection(c *engine.Connection) jsonConnection {
 		j.Outcome = &jsonOutcome{Action: o.Action, Via: o.Via, Done: o.Done}
 		if o.Error != "" {
 			j.Outcome.Error = &o.Error
+		}
+		if o.Planned != nil {
+			j.Outcome.Planned = new(valuesOf(*o.Planned))
 		}
 	}
 	return j

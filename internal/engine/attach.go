@@ -59,6 +59,11 @@ type Attached struct {
 	// there are none.
 	InFlight  *forecast.Forecast
 	TakenOver []TakenOver // from older attachments, or to be
+	Rules     []AttachedRule
+	// Slowest is the longest detection time of the idle connections to which the
+	// policy leaves some of idle, interval and probes; 0 when there are none.
+	Slowest time.Duration
+	Unfit   string // what the first outcome about a user timeout means, at length
 	// ByValue counts the values put back that are the host's as well. Whether
 	// a program had set them itself cannot be told; a later change of the
 	// host's will not reach them.

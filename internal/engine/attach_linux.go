@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"deadpeer/forecast"
 	"deadpeer/internal/attach"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
@@ -47,7 +49,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		return nil, err
 	}
 	defer r.close()
-	out := &Attached{Snapshot: r.snap, New: len(hooks) > 0}
+	out := &Attached{Snapshot: r.snap, New: len(hooks) > 0, Rules: listed(req.about().Rules)}
 	items, rows := r.attachItems(req.Rules)
 	if len(items) > 0 || m.file != nil {
 		if err := m.findOlder(ctx, req.DryRun); err != nil {
@@ -60,8 +62,10 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		items, rows = r.notEnforced(m.older, programs, items, rows)
 	}
 	if req.DryRun {
-		for _, i := range rows {
-			r.snap.outcomes[i] = Outcome{Action: actionAttach}
+		r.readSettings(ctx)
+		for n, i := range rows {
+			o, why := r.planned(i, items[n].Policy)
+			r.snap.outcomes[i], out.Unfit = o, cmp.Or(out.Unfit, why)
 		}
 	} else if len(items) > 0 || m.file != nil {
 		if m.file == nil {
@@ -70,7 +74,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 				return nil, err
 			}
 		}
-		if err := r.attachTo(ctx, m, items, rows); err != nil {
+		if out.Unfit, err = r.attachTo(ctx, m, items, rows); err != nil {
 			return nil, err
 		}
 		if err := r.hold(m.file.ID, hooks, items, rows); err != nil {
@@ -83,6 +87,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 	r.readSettings(ctx)
 	r.finish()
 	r.countOutcomes(out)
+	r.findSlowest(out, items, rows)
 	out.TakenOver = m.takenOver(r, items, rows)
 	if err := r.foreseeInFlight(out, items, rows, req.DryRun); err != nil {
 		return nil, err
@@ -168,10 +173,49 @@ func (r *run) ruleOf(row *row, rules []AttachRule) int {
 	return -1
 }
 
-// attachTo changes the sockets.
-func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows []uint32) error {
+// planned is what a row would get, or why not, and that at length.
+func (r *run) planned(i uint32, p keepalive.Policy) (_ Outcome, detail string) {
+	o := Outcome{Action: actionAttach, Planned: &p}
+	found, known := r.settingsOf(r.snap.table.at(i))
+	if !known {
+		return o, ""
+	}
+	after, err := attach.After(found, p)
+	if err == nil {
+		o.Planned = &after.Policy
+		return o, ""
+	}
+	o.Planned, o.Error = nil, err.Error()
+	if unfit, ok := errors.AsType[*attach.UnfitError](err); ok {
+		detail = unfit.Err.Error()
+	}
+	return o, detail
+}
+
+// findSlowest looks among the connections that have, or would have, a policy
+// some of which is their own.
+func (r *run) findSlowest(out *Attached, items []attach.Item, rows []uint32) {
+	for n, i := range rows {
+		p, o := items[n].Policy, r.snap.outcomes[i]
+		if p.Idle > 0 && p.Interval > 0 && p.Probes > 0 {
+			continue
+		}
+		now, known := r.settingsOf(r.snap.table.at(i))
+		switch {
+		case !known || !o.Done && o.Planned == nil:
+			continue
+		case o.Planned != nil:
+			now.Policy = *o.Planned
+		}
+		out.Slowest = max(out.Slowest, forecast.DetectionTime(now.Policy))
+	}
+}
+
+// attachTo changes the sockets, and says at length what the first outcome about
+// a user timeout means.
+func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows []uint32) (unfit string, err error) {
 	if err := r.e.adopt(ctx, m.attachment()); err != nil {
-		return err
+		return "", err
 	}
 	given := m.file.Len()
 	items, rows = r.notYet(m.file, items, rows)
@@ -182,19 +226,22 @@ func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows
 	do := m.run()
 	do.Reread, do.Ended = r.reread, r.hasEnded
 	book := func(rows []uint32) func(int, attach.Report) {
-		return func(n int, rep attach.Report) { r.bookAttached(rows[n], rep) }
+		return func(n int, rep attach.Report) {
+			unfit = cmp.Or(unfit, rep.Detail)
+			r.bookAttached(rows[n], rep)
+		}
 	}
 	do.Transport, do.Batch = means.transport, means.batch
-	err := do.Attach(ctx, items[:quiet], book(rows[:quiet]))
+	err = do.Attach(ctx, items[:quiet], book(rows[:quiet]))
 	if err == nil {
 		do.Transport, do.Batch = means.duplicates, 0
 		err = do.Attach(ctx, items[quiet:], book(rows[quiet:]))
 	}
 	r.how(start, "changed %s by %s", count(m.file.Len()-given, "connection"), means.name)
 	if err != nil {
-		return err
+		return unfit, err
 	}
-	return r.lookOver(context.WithoutCancel(ctx), rows) // only to show what was done
+	return unfit, r.lookOver(context.WithoutCancel(ctx), rows) // only to show what was done
 }
 
 // settingsOf gives what a row was seen to have.

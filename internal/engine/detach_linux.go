@@ -115,8 +115,8 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 		}
 		for _, r := range f.about.Rules {
 			a.New = a.New || r.New
-			a.Rules = append(a.Rules, AttachedRule{Match: r.Match, Policy: r.Policy, New: r.New, Enforce: r.Enforce, Cgroup: r.Cgroup})
 		}
+		a.Rules = listed(f.about.Rules)
 		if a.New {
 			err = errors.Join(err, e.countHooks(&a))
 		}
@@ -126,6 +126,13 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 		list = append(list, a)
 	}
 	return list, err
+}
+
+func listed(rules []attach.Rule) (list []AttachedRule) {
+	for _, r := range rules {
+		list = append(list, AttachedRule{Match: r.Match, Policy: r.Policy, New: r.New, Enforce: r.Enforce, Cgroup: r.Cgroup})
+	}
+	return list
 }
 
 // AttachmentIDs names the policies that are on sockets of running programs, the

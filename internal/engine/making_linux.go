@@ -24,9 +24,9 @@ type making struct {
 	older  []attachment // the newest first
 }
 
-// create makes a file of a name that is free.
-func (m *making) create(req AttachRequest) error {
-	m.about = attach.About{At: time.Now(), Netns: req.Netns}
+// about is what the attachment that is asked for says of itself.
+func (req *AttachRequest) about() attach.About {
+	about := attach.About{At: time.Now(), Netns: req.Netns}
 	for _, rule := range req.Rules {
 		match := rule.Filter
 		switch {
@@ -39,8 +39,14 @@ func (m *making) create(req AttachRequest) error {
 		if match != nil {
 			r.Match = match.String()
 		}
-		m.about.Rules = append(m.about.Rules, r)
+		about.Rules = append(about.Rules, r)
 	}
+	return about
+}
+
+// create makes a file of a name that is free.
+func (m *making) create(req AttachRequest) error {
+	m.about = req.about()
 	b, err := m.about.Encode()
 	if err == nil {
 		m.about, err = attach.ParseAbout(b) // in the units that sockets have

@@ -105,6 +105,10 @@ type Outcome struct {
 	Via    Via    // how, where databases were looked into: ViaDatabase or ViaSocket
 	Done   bool
 	Error  string // why not, or what was left out; "" when nothing was tried yet
+	// Planned is what the connection would have after a dry run's attaching: what
+	// the policy leaves alone and could not be read is zero, the user timeout
+	// negative. Else nil.
+	Planned *keepalive.Policy
 }
 
 // Summary counts a snapshot.

@@ -30,9 +30,11 @@ nothing of keepalive, and static ones, too. It takes BPF.
 deadpeer becomes the program: pid, signals, terminal and exit code are the
 program's own. The policy ends with the last process in the cgroup. What the
 program sets itself later holds, unless --enforce is given: then it cannot
-weaken the policy; its calls succeed and do no more than it allows.`,
-		Example: `  sudo deadpeer run --within 30s -- setpriv --reuid app --regid app --init-groups ./server
-  sudo deadpeer run --profile lan --enforce -- psql -h db`,
+weaken the policy; its calls succeed and do no more than it allows. Programs in
+Go need that: package net sets 15 s and 9 probes 15 s apart on each connection,
+unless it is told otherwise.`,
+		Example: `  sudo deadpeer run --within 30s --enforce -- setpriv --reuid app --regid app --init-groups ./server
+  sudo deadpeer run --profile lan -- psql -h db`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := policy.attachable(inFlight)

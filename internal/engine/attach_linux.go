@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"deadpeer/forecast"
 	"deadpeer/internal/attach"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
@@ -171,44 +170,6 @@ func (r *run) ruleOf(row *row, rules []AttachRule) int {
 		}
 	}
 	return -1
-}
-
-// planned is what a row would get, or why not, and that at length.
-func (r *run) planned(i uint32, p keepalive.Policy) (_ Outcome, detail string) {
-	o := Outcome{Action: actionAttach, Planned: &p}
-	found, known := r.settingsOf(r.snap.table.at(i))
-	if !known {
-		return o, ""
-	}
-	after, err := attach.After(found, p)
-	if err == nil {
-		o.Planned = &after.Policy
-		return o, ""
-	}
-	o.Planned, o.Error = nil, err.Error()
-	if unfit, ok := errors.AsType[*attach.UnfitError](err); ok {
-		detail = unfit.Err.Error()
-	}
-	return o, detail
-}
-
-// findSlowest looks among the connections that have, or would have, a policy
-// some of which is their own.
-func (r *run) findSlowest(out *Attached, items []attach.Item, rows []uint32) {
-	for n, i := range rows {
-		p, o := items[n].Policy, r.snap.outcomes[i]
-		if p.Idle > 0 && p.Interval > 0 && p.Probes > 0 {
-			continue
-		}
-		now, known := r.settingsOf(r.snap.table.at(i))
-		switch {
-		case !known || !o.Done && o.Planned == nil:
-			continue
-		case o.Planned != nil:
-			now.Policy = *o.Planned
-		}
-		out.Slowest = max(out.Slowest, forecast.DetectionTime(now.Policy))
-	}
 }
 
 // attachTo changes the sockets, and says at length what the first outcome about

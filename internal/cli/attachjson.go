@@ -15,10 +15,13 @@ type jsonAttached struct {
 	Attachment *string       `json:"attachment"`
 	Matched    int           `json:"matched"`
 	Changed    int           `json:"changed"`
+	Ended      int           `json:"ended"`
+	Failed     int           `json:"failed"`
+	Passed     *int          `json:"passed,omitempty"` // detaching: left to newer attachments
 	New        bool          `json:"new_connections"`
 	InFlight   *jsonForecast `json:"in_flight"`
-	TakenOver  []jsonTaken   `json:"taken_over"`
-	Rules      []jsonRule    `json:"rules,omitempty"` // not when detaching
+	TakenOver  []jsonTaken   `json:"taken_over,omitzero"` // attaching
+	Rules      []jsonRule    `json:"rules,omitempty"`     // attaching
 }
 
 // jsonRule is a policy and what it is for.
@@ -69,7 +72,12 @@ func newJSONAttached(a *engine.Attached) *jsonAttached {
 	if a == nil {
 		return nil
 	}
-	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, New: a.New, TakenOver: []jsonTaken{}, Rules: jsonRules(a.Rules)}
+	j := &jsonAttached{Matched: a.Matched, Changed: a.Changed, Ended: a.Ended, Failed: a.Failed, New: a.New, Rules: jsonRules(a.Rules)}
+	if len(a.Rules) > 0 {
+		j.TakenOver = []jsonTaken{}
+	} else {
+		j.Passed = &a.Passed
+	}
 	if a.ID != "" {
 		j.Attachment = &a.ID
 	}

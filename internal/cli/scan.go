@@ -59,9 +59,14 @@ answers is alive. One that stays silent is asked again until the chance that a
 living peer kept silent is at most one in a million, and for at least 3 s; then
 it is dead: unreachable from here.
 
-Programs do not notice, and their sockets keep every option and timer. But a
+Programs do not notice, and their sockets keep every option. But a
 question can end a connection that is half-open already: a peer that rebooted,
 or a box on the path that forgot the flow, answers with RST.
+
+Without CAP_NET_ADMIN, and in CLOSE-WAIT and FIN-WAIT-2, the question is one of
+the socket's own keepalive probes. Unanswered it counts: where keepalive is on
+and the peer is gone, the kernel gives the connection up sooner. Asking stops
+before the last probe; what stays suspect then needs CAP_NET_ADMIN.
 
 Never asked, unless the filter names the cookie: your own SSH session, kubelet,
 and connections with both ends on this host.`,

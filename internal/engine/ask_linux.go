@@ -67,8 +67,9 @@ type inquiry struct {
 	swept     stamp // when the last sweep began
 	sweepCost time.Duration
 	asked     int
-	dead      int  // of those that are settled
-	last      bool // the last questions are out
+	byTimer   map[uint32]struct{} // rows whose last questions their keepalive timer put, and counts until one is answered
+	dead      int                 // of those that are settled
+	last      bool                // the last questions are out
 }
 
 // Check asks every selected connection's peer now. Needs Linux 5.6, and root
@@ -116,7 +117,7 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 	} else if n > 0 {
 		r.note(false, "put back %s that a killed deadpeer had left changed", count(n, "setting"))
 	}
-	q := &inquiry{run: r, hold: hold, groupOf: map[groupKey]uint16{}}
+	q := &inquiry{run: r, hold: hold, groupOf: map[groupKey]uint16{}, byTimer: map[uint32]struct{}{}}
 	if q.journal, err = journal.Open(r.e.options.RuntimeDir, journal.Options{}); err != nil {
 		return err
 	}
@@ -151,6 +152,7 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 	err = q.loop(ctx)
 	r.how(start, "asked %s", count(q.asked, "connection"))
 	r.countRefusals()
+	q.countProbes()
 	if err == nil && then != nil {
 		err = then(q)
 	}
@@ -474,6 +476,19 @@ func (r *run) countRefusals() {
 		if f := probe.Refusal(refusal); count > 0 && f.Privilege() {
 			r.note(true, "%d connections were not asked: %v", count, f)
 		}
+	}
+}
+
+// countProbes notes that questions have brought connections nearer to their end.
+func (q *inquiry) countProbes() {
+	n := 0
+	for i := range q.byTimer {
+		if a := q.about(q.snap.table.at(i)); !a.is(ended) {
+			n++
+		}
+	}
+	if n > 0 {
+		q.note(false, "unanswered questions to %s count as keepalive probes: the kernel gives up sooner where the peer is gone", count(n, "connection"))
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,6 +142,7 @@ func TestCheckStates(t *testing.T) {
 		ok(t, w.clients[p].Close())
 	}
 	for _, p := range append(halfAlive, halfDead...) {
+		ok(t, w.servers[p].SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: time.Minute, Count: 100}))
 		ok(t, w.servers[p].CloseWrite())
 	}
 	time.Sleep(1500 * time.Millisecond)
@@ -147,7 +150,12 @@ func TestCheckStates(t *testing.T) {
 	record := must(w.toFar.Record())(t)
 	r := w.request()
 	r.Rules = verdict.Rules{StuckAfter: time.Second, LeakedAfter: time.Second}
-	got := w.check(t.Context(), r)
+	snap := must(w.engine.Check(t.Context(), r))(t)
+	got := byPeer(snap)
+	counted := "unanswered questions to 3 connections count as keepalive probes"
+	if !slices.ContainsFunc(snap.Notes, func(n Note) bool { return strings.HasPrefix(n.Text, counted) }) {
+		t.Errorf("of questions by the keepalive timer the notes say %+v", snap.Notes)
+	}
 	expect(t, got, shut, conn.Stuck)
 	expect(t, got, leaked, conn.Leaked)
 	expect(t, got, halfAlive, conn.Alive)

@@ -32,7 +32,7 @@ func (e *Engine) Diagnose() []Finding {
 	list := []Finding{e.diagnoseKernel(), diagnoseSockDiag(), diagnoseGetfd()}
 	list = append(list,
 		has(unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "see and ask connections of other users' programs", "only the caller's own programs are seen into"),
-		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive; nothing can be released"),
+		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive, where an unanswered question counts as a probe; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
 		diagnoseDestroy(), e.diagnoseTuning(), diagnoseUserNamespaces())
 	if scope, err := readLimit("/proc/sys/kernel/yama/ptrace_scope", 0); err == nil {

@@ -194,6 +194,9 @@ func (q *inquiry) merge(i uint32, r probe.Result, generations []uint32) {
 	if a.questions == 0 {
 		a.base = row.sock.SegsIn
 	}
+	if r.Method == probe.Keepalive && r.Refusal == probe.NotRefused && !r.Ended && r.Settings.KeepAlive {
+		q.byTimer[i] = struct{}{}
+	}
 	switch {
 	case r.Ended:
 		a.set(ended)
@@ -254,6 +257,7 @@ func (q *inquiry) heard(i uint32, row *row, took stamp) {
 	f := &q.snap.fails[a.group]
 	now := q.now()
 	a.clear(outstanding)
+	delete(q.byTimer, i)
 	if a.is(counted) {
 		f.Questions++
 		a.answer = now

@@ -121,8 +121,10 @@ silent) unless --despite-outage is given: exit code 3 says what was held.
 
 With --db a connection that has a database session is ended by the database
 itself (pg_terminate_backend, KILL, DELETE FROM MON$ATTACHMENTS) and seen to be
-gone; where that fails, by its socket, and the session seen to be gone.`,
+gone; where that fails, by its socket, and the session seen to be gone.
 
+The table lists the dead, the suspect and what the plan names, and counts the
+others; -o json lists all.`,
 		Example: `  sudo deadpeer release 'sport = :3050'          # the plan
   sudo deadpeer release --yes 'sport = :3050'
   sudo deadpeer release --yes --even-alive 'cookie = 81985529216486895'

@@ -29,6 +29,7 @@ type table struct {
 	text   []byte // the cells of all lines in early
 	early  []line // those that set the widths
 	began  bool   // the widths are set
+	others int    // connections without a line
 }
 
 // line is where the cells of a connection end in table.text.
@@ -107,6 +108,10 @@ func newTable(w *bufio.Writer, t table) *table {
 }
 
 func (t *table) add(c *engine.Connection) error {
+	if t.acted && t.attached == nil && c.Outcome == nil && c.Judgement.Verdict != conn.Dead && c.Judgement.Verdict != conn.Suspect {
+		t.others++ // release neither does nor may soon do anything about it
+		return nil
+	}
 	if t.began {
 		return t.put(c.Judgement.Verdict, func(b []byte, i int) []byte { return t.cols[i].cell(t, b, c) })
 	}
@@ -146,6 +151,9 @@ func (t *table) end(sum *engine.Summary) error {
 		if err := t.begin(); err != nil {
 			return err
 		}
+	}
+	if t.began {
+		_ = t.w.WriteByte('\n')
 	}
 	return t.foot(t.w, sum)
 }
@@ -219,7 +227,10 @@ func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 			parts = append(parts, fmt.Sprintf("%d %s", n, v))
 		}
 	}
-	fmt.Fprintf(w, "\n%s\n", strings.Join(parts, ", "))
+	fmt.Fprintln(w, strings.Join(parts, ", "))
+	if t.others > 0 {
+		fmt.Fprintf(w, "%d not listed, neither dead nor suspect: -o json has all\n", t.others)
+	}
 	if sum.Blind > 0 {
 		fmt.Fprintf(w, "%d blind: the kernel would never give them up\n", sum.Blind)
 	} else {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -411,15 +412,27 @@ func (r *run) noteHidden(ownerless bool) {
 	}
 }
 
-// finish fixes which rows are shown, verdicts now known.
+// shownFirst are the verdicts that are looked for, in the order they are shown.
+// The others come after them.
+var shownFirst = [...]conn.Verdict{conn.Dead, conn.Suspect, conn.Stuck, conn.Leaked, conn.Unknown}
+
+// finish fixes which rows are shown and in which order, verdicts now known.
 func (r *run) finish() {
 	snap := r.snap
-	snap.order = make([]uint32, 0, snap.table.n)
+	var places [len(shownFirst) + 1][]uint32
 	for i := range snap.table.n {
-		if r.selected(r.snap.table.at(i)) {
-			snap.order = append(snap.order, i)
+		if !r.selected(snap.table.at(i)) {
+			continue
 		}
+		place := len(shownFirst)
+		if snap.Asked {
+			if n := slices.Index(shownFirst[:], snap.table.asking(snap.table.at(i)).verdict); n >= 0 {
+				place = n
+			}
+		}
+		places[place] = append(places[place], i)
 	}
+	snap.order = slices.Concat(places[:]...)
 	snap.everything = r.req.Filter.String() == ""
 	if len(r.req.Databases) == 0 {
 		h := newHinter(snap)

@@ -116,8 +116,9 @@ one gets an error on its next call and lets go of whatever it held.
 
 Right before each is ended its identity and evidence are read again; one that
 has heard anything since it was first asked is left alone. Nothing is ended
-over a path that itself seems gone (interface down, gateway silent, most peers
-silent) unless --despite-outage is given: exit code 3 says what was held.
+over a path that itself seems gone (interface down, gateway silent, over 60 % of
+ten or more peer addresses silent) unless --despite-outage is given: exit code 3
+says what was held.
 
 With --db a connection that has a database session is ended by the database
 itself (pg_terminate_backend, KILL, DELETE FROM MON$ATTACHMENTS) and seen to be

@@ -252,7 +252,7 @@ func TestReleaseHeldByShare(t *testing.T) {
 		if p.Len() != want || held != (len(p.Held) == 1) {
 			t.Errorf("%d of 12 dead: %d planned, held %q", dead, p.Len(), p.Held)
 		}
-		if held && !strings.Contains(p.Held[0], "8 of 12 peers over "+ours+" are silent") {
+		if held && !strings.Contains(p.Held[0], "8 of 12 peer addresses over "+ours+" are silent") {
 			t.Errorf("held %q", p.Held)
 		}
 		ok(t, w.toFar.HealPorts())

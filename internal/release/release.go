@@ -17,10 +17,11 @@ import (
 
 // The breaker: our own side may be what is gone.
 const (
-	// BreakerPeers is how many distinct peers make the share of dead ones
-	// tell something.
+	// BreakerPeers is how many distinct peer addresses make the share of dead
+	// ones tell something. Connections of one address, as behind a NAT, share
+	// what may be gone beyond this host, so they count once.
 	BreakerPeers = 10
-	// BreakerShare is the share of dead peers over one next hop above which
+	// BreakerShare is the share of dead peer addresses over one next hop above which
 	// the path, not the peers, is held to be gone.
 	BreakerShare = 0.6
 )
@@ -60,7 +61,7 @@ func Decide(c Candidate, r verdict.Rules) (ok bool, why string) {
 type PathState struct {
 	Name  string // interface and next hop, for messages
 	Gone  string // why our own side seems gone; "" when it does not
-	Asked int    // distinct peers asked over it
+	Asked int    // distinct peer addresses asked over it
 	Dead  int    // of those, with nothing but dead connections
 }
 
@@ -70,7 +71,7 @@ func (p PathState) Hold() string {
 	case p.Gone != "":
 		return p.Gone
 	case p.Asked >= BreakerPeers && float64(p.Dead) > BreakerShare*float64(p.Asked):
-		return fmt.Sprintf("%d of %d peers over %s are silent: our own side may be what is gone", p.Dead, p.Asked, p.Name)
+		return fmt.Sprintf("%d of %d peer addresses over %s are silent: our own side may be what is gone", p.Dead, p.Asked, p.Name)
 	}
 	return ""
 }

@@ -81,7 +81,7 @@ func TestHold(t *testing.T) {
 		switch {
 		case tt.p.Gone != "" && hold != tt.p.Gone:
 			t.Errorf("%+v: %q", tt.p, hold)
-		case tt.held && tt.p.Gone == "" && !strings.Contains(hold, fmt.Sprintf("%d of %d peers over eth7", tt.p.Dead, tt.p.Asked)):
+		case tt.held && tt.p.Gone == "" && !strings.Contains(hold, fmt.Sprintf("%d of %d peer addresses over eth7", tt.p.Dead, tt.p.Asked)):
 			t.Errorf("%+v: %q", tt.p, hold)
 		}
 	}

@@ -36,7 +36,7 @@ type Kind uint8
 const (
 	// Sent comes before each ping.
 	Sent Kind = iota + 1
-	// Answered has the Latency.
+	// Answered has the Latency, negative when the target is [Untimed].
 	Answered
 	// Failed has Err and the Failures in a row, this one included.
 	Failed

@@ -24,7 +24,9 @@ func (o *logObserver) Observe(e Event) {
 	}
 	switch e.Kind {
 	case Answered, Reconnected:
-		attrs = append(attrs, slog.Duration("latency", e.Latency))
+		if e.Latency >= 0 {
+			attrs = append(attrs, slog.Duration("latency", e.Latency))
+		}
 	case Heard:
 		attrs = append(attrs, slog.Duration("ago", e.Latency))
 	case Failed:

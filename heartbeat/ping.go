@@ -79,6 +79,9 @@ func (m *Monitor) attempt(h *Handle, b *batch, state State) (o outcome) {
 	err := h.target.Ping(b.ctx)
 	took := time.Since(start)
 	if err == nil {
+		if u, ok := h.target.(Untimed); ok && u.Untimed() {
+			took = -1
+		}
 		return outcome{kind: Answered, latency: took, batch: b}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -154,7 +157,9 @@ func (m *Monitor) settle(h *Handle, o outcome) {
 	case Unready:
 		h.state, h.failures, h.attempts = NotReady, 0, 0
 	case Answered:
-		h.latency.add(o.latency)
+		if o.latency >= 0 {
+			h.latency.add(o.latency)
+		}
 		h.state, h.failures, h.attempts = Up, 0, 0
 	case Heard:
 		h.state, h.failures, h.attempts = Up, 0, 0

@@ -8,7 +8,7 @@ import (
 )
 
 // Target is something that can be asked whether its peer is alive. It may also
-// be a [Readier], a [Hearer], a [Reconnecter] and a [sync.Locker]; one that is
+// be a [Readier], a [Hearer], a [Reconnecter], an [Untimed] and a [sync.Locker]; one that is
 // a Locker is locked for each ping, and waiting for the lock is no failure.
 // But for what Reconnecter says, one method is called at a time.
 type Target interface {
@@ -39,6 +39,13 @@ type Readier interface {
 type Hearer interface {
 	// Heard tells how long ago that was, and is negative for never.
 	Heard() time.Duration
+}
+
+// Untimed is a [Target] that may be unable to tell how long an answer took,
+// since its Ping waits for something else besides, such as a timer.
+type Untimed interface {
+	// Untimed reports that it is.
+	Untimed() bool
 }
 
 // Reconnecter is a [Target] that can replace its connection. Its Reconnect is

@@ -67,7 +67,9 @@ func (o *Observer) Observe(e heartbeat.Event) {
 	switch e.Kind {
 	case heartbeat.Answered:
 		o.pings.WithLabelValues(name, "answered").Inc()
-		o.latency.WithLabelValues(name).Observe(e.Latency.Seconds())
+		if e.Latency >= 0 {
+			o.latency.WithLabelValues(name).Observe(e.Latency.Seconds())
+		}
 	case heartbeat.Failed:
 		o.pings.WithLabelValues(name, "failed").Inc()
 	case heartbeat.Heard:

@@ -38,7 +38,10 @@ type Target struct {
 	held    holder.Of[*net.TCPConn]
 }
 
-var _ heartbeat.Reconnecter = (*Target)(nil)
+var (
+	_ heartbeat.Reconnecter = (*Target)(nil)
+	_ heartbeat.Untimed     = (*Target)(nil)
+)
 
 // New makes a target that is not connected: its first pings fail, so that a
 // monitor has it reconnect. A nil dial means a net.Dialer.
@@ -57,6 +60,10 @@ func (t *Target) Ping(ctx context.Context) error {
 	}
 	return Ping(ctx, c)
 }
+
+// Untimed reports true: what a ping takes is mostly the second of which Ping
+// speaks, and the kernel does not tell when it sent the probe.
+func (t *Target) Untimed() bool { return true }
 
 // Reconnect closes the connection, if any, and makes another.
 func (t *Target) Reconnect(ctx context.Context) error { return t.held.Replace(ctx, t.connect) }

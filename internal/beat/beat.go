@@ -76,6 +76,12 @@ func (e *Endpoint) Ping(ctx context.Context) (err error) {
 	return e.Target.Ping(ctx)
 }
 
+// Untimed reports whether the protocol's pings tell no latency.
+func (e *Endpoint) Untimed() bool {
+	u, ok := e.Target.(heartbeat.Untimed)
+	return ok && u.Untimed()
+}
+
 // Close closes the connection.
 func (e *Endpoint) Close() (err error) {
 	defer e.catch("closing", &err)

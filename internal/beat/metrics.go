@@ -68,7 +68,7 @@ func (m *Metrics) Observe(e heartbeat.Event) {
 	if i := slices.Index(reconnectResults[:], e.Kind); i >= 0 {
 		c.reconnects[i]++
 	}
-	if e.Kind == heartbeat.Answered {
+	if e.Kind == heartbeat.Answered && e.Latency >= 0 {
 		i := 0
 		for i < len(latencyBounds) && e.Latency.Seconds() > latencyBounds[i] {
 			i++

@@ -28,7 +28,7 @@ func TestMetricsAreThoseOfPrombeat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics := beat.NewMetrics([]string{"good", odd, "good"})
+	metrics := beat.NewMetrics([]string{"good", odd, "good", "untimed"})
 	m := heartbeat.New(heartbeat.Options{
 		Period: 20 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: time.Millisecond,
 		Observer: heartbeat.Observers(reference, metrics),
@@ -38,6 +38,7 @@ func TestMetricsAreThoseOfPrombeat(t *testing.T) {
 	}
 	m.Add("good", heartbeat.PingFunc(func(context.Context) error { time.Sleep(time.Millisecond); return nil }))
 	m.Add(odd, failing{})
+	m.Add("untimed", untimed{})
 	time.Sleep(300 * time.Millisecond)
 	if err := m.Stop(context.Background()); err != nil {
 		t.Fatal(err)
@@ -77,12 +78,20 @@ func TestMetricsAreThoseOfPrombeat(t *testing.T) {
 			t.Errorf("%s is %v, want none", name, value)
 		}
 	}
-	for _, name := range []string{"pings_total good answered", "pings_total " + odd + " failed", "reconnects_total " + odd + " failed", "up good"} {
+	if n := got["deadpeer_heartbeat_latency_seconds untimed"]; n != 0 {
+		t.Errorf("%v s were counted of a target that tells no latency", n)
+	}
+	for _, name := range []string{"pings_total good answered", "pings_total " + odd + " failed", "reconnects_total " + odd + " failed", "up good", "pings_total untimed answered"} {
 		if wanted["deadpeer_heartbeat_"+name] == 0 {
 			t.Errorf("nothing was counted of %s", name)
 		}
 	}
 }
+
+type untimed struct{}
+
+func (untimed) Ping(context.Context) error { time.Sleep(time.Millisecond); return nil }
+func (untimed) Untimed() bool              { return true }
 
 type failing struct{}
 

@@ -39,6 +39,9 @@ the application answers, where the protocol has one. It prints state and latency
 a table on a terminal and JSON lines otherwise, and reconnects what is down.
 
 States: up; suspect (a ping failed); down (--failures pings failed); not_ready.
+After a failed ping the next comes at once until it is down. A ping without a
+connection, since it was refused, fails at once, too. What is down is connected
+to at once, then after waits of at most 1 s, 2 s, 4 s … up to 1 min, at random.
 
   zeo://HOST:PORT/STORAGE[?tls=true]   get_info of ZEO 5
   firebird://USER:PASSWORD@HOST/DB     op_info_database
@@ -50,7 +53,9 @@ States: up; suspect (a ping failed); down (--failures pings failed); not_ready.
   grpc://HOST:PORT[/SERVICE]           health check; grpcs:// with TLS
   ws://HOST/PATH, wss://               WebSocket ping
   tcp://HOST:PORT                      keepalive probe (Linux): proves the next
-                                       kernel only, which may be a proxy's
+                                       kernel only, which may be a proxy's; has
+                                       no latency, the kernel sends it when its
+                                       timer fires
 
 Passwords are not shown, but other users see the command line: the clients'
 own variables and files (PGPASSWORD, PGPASSFILE) are better.`,
@@ -145,6 +150,9 @@ func pingOnce(ctx context.Context, e *beat.Endpoint) (time.Duration, error) {
 		}
 		start := time.Now()
 		err := e.Ping(ctx)
+		if e.Untimed() {
+			return 0, err
+		}
 		return time.Since(start), err
 	})
 }
@@ -227,6 +235,8 @@ type beatTarget struct {
 	mu         sync.Mutex
 	connecting bool  // an attempt to connect has not returned
 	why        error // the last one failed
+
+	told string // of the last failed ping; the observer's
 }
 
 // connect is the first attempt, which comes before the monitor and so counts as
@@ -317,9 +327,14 @@ func (o *beatObserver) Observe(e heartbeat.Event) {
 	line := beatLine{at: time.Now(), endpoint: t.Endpoint, state: e.State, err: e.Err}
 	switch e.Kind {
 	case heartbeat.Answered:
-		line.latency = e.Latency
+		line.latency = max(e.Latency, 0)
 		line.p99 = e.Handle.Latency().Quantile(0.99)
-	case heartbeat.Failed, heartbeat.ReconnectFailed:
+	case heartbeat.Failed:
+		t.told = t.Text(e.Err)
+	case heartbeat.ReconnectFailed:
+		if e.Attempt == 1 && t.Text(e.Err) == t.told {
+			return // it comes at once after the ping that said so
+		}
 	case heartbeat.Heard:
 		if e.State == e.Was {
 			return

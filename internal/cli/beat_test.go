@@ -3,7 +3,9 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -85,6 +87,43 @@ func TestBeatFirstAttemptHangs(t *testing.T) {
 		h := &hangs{}
 		if line := beatFor(t, 3*time.Minute, h); line.state != heartbeat.Up || h.attempts.Load() != 2 || h.both.Load() {
 			t.Errorf("after it: %v, %v after %d attempts", line.state, line.err, h.attempts.Load())
+		}
+	})
+}
+
+// refused is a server that is not there.
+type refused struct{}
+
+func (refused) Reconnect(context.Context) error { return errors.New("connection refused") }
+func (refused) Ping(context.Context) error      { return errors.New("not connected") }
+
+// What pings have told the attempt to connect that follows does not repeat.
+func TestBeatRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e, err := beat.Open("redis://10.0.0.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Target = refused{}
+		var out bytes.Buffer
+		a := &app{stdout: &out}
+		ctx, cancel := context.WithTimeout(t.Context(), 1100*time.Millisecond)
+		defer cancel()
+		flags := beatFlags{output: "jsonl", period: duration(time.Second), deadline: duration(10 * time.Second), failures: 2}
+		if err := a.beatOn(ctx, flags, []*beat.Endpoint{e}, a.beatView("jsonl", false, []*beat.Endpoint{e})); err != nil {
+			t.Error(err)
+		}
+		var times []string
+		for line := range bytes.Lines(out.Bytes()) {
+			var l struct{ At, State, Error string }
+			if err := json.Unmarshal(line, &l); err != nil || l.Error != "connection refused" {
+				t.Fatalf("%v: %s", err, line)
+			}
+			times = append(times, l.State+" "+l.At)
+		}
+		if len(times) < 3 || !strings.HasPrefix(times[0], "suspect ") || !strings.HasPrefix(times[1], "down ") || times[2] == times[1] {
+			t.Errorf("told %q; want suspect, down at once, then nothing before the next attempt", times)
 		}
 	})
 }

@@ -139,6 +139,8 @@ func (a *app) tuneRemarks(state engine.Tuning) {
 		a.say("a change was interrupted; deadpeer tune restore puts everything back")
 	case !state.Changed.IsZero():
 		a.say("changed by deadpeer since %s; deadpeer tune restore puts back what was before", state.Changed.Format(time.RFC3339))
+	case state.Unrecorded != nil:
+		a.sayUnrecorded(state.Unrecorded)
 	}
 }
 

@@ -214,6 +214,11 @@ is left alone and told, with exit code 3. Connections keep the timers they have.
 }
 
 func (a *app) showUndone(u engine.TuneOriginal, dry bool) error {
+	if f := u.Unrecorded; f != nil {
+		a.say("nothing to restore: there is no record of what was here before deadpeer")
+		a.sayUnrecorded(f)
+		return &exit{exitPartly, errors.New("not everything is as it was before deadpeer")}
+	}
 	if u.Nothing {
 		a.say("nothing to restore: deadpeer has changed nothing here")
 		return nil
@@ -249,6 +254,15 @@ func (a *app) showUndone(u engine.TuneOriginal, dry bool) error {
 		return &exit{exitPartly, errors.New("not everything is as it was before deadpeer")}
 	}
 	return nil
+}
+
+// sayUnrecorded tells of a file that deadpeer cannot put back.
+func (a *app) sayUnrecorded(f *engine.TuneUnrecorded) {
+	a.say("%s says that deadpeer wrote it, but there is no record of that. At boot it sets", f.Path)
+	for _, line := range f.Sets {
+		a.say("  %s", conn.Printable(line))
+	}
+	a.say("rm %s removes it; what is in force stays until the next boot", f.Path)
 }
 
 func (a *app) tuneDiff() *cobra.Command {

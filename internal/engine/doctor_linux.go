@@ -180,6 +180,11 @@ func (e *Engine) diagnoseTuning() Finding {
 		f.Detail, f.Mend = err.Error(), "move the damaged journal away, and look at deadpeer tune show"
 	case state.Interrupted:
 		f.Detail = "a change of them was killed half way"
+	case state.Unrecorded != nil:
+		u := state.Unrecorded
+		f.OK, f.Mend = true, "rm "+u.Path
+		f.Detail = fmt.Sprintf("%s says that deadpeer wrote it, but there is no record of that; at boot it sets %s",
+			u.Path, conn.Printable(strings.Join(u.Sets, ", ")))
 	case state.Changed.IsZero():
 		f.OK, f.Detail, f.Mend = true, "not changed by deadpeer", ""
 	default:

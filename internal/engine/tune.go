@@ -26,6 +26,8 @@ type (
 	TuneRange = host.RangeError
 	// TuneOriginal is what was put back.
 	TuneOriginal = host.Undone
+	// TuneUnrecorded is a file of deadpeer's that cannot be put back.
+	TuneUnrecorded = host.Unrecorded
 	// TuneEntry explains a parameter.
 	TuneEntry = host.Entry
 )

@@ -250,6 +250,11 @@ func TestTuneDiagnosed(t *testing.T) {
 	if f := finding(); !f.OK || f.Detail != "not changed by deadpeer" {
 		t.Errorf("%+v", f)
 	}
+	drop := filepath.Join(w.engine.options.Root, "etc/sysctl.d/90-deadpeer.conf")
+	ok(t, os.WriteFile(drop, []byte("# Written by deadpeer tune set. deadpeer tune restore puts back what was here before.\nnet.ipv4.tcp_keepalive_time = 60\n"), 0o644))
+	if f := finding(); !f.OK || !strings.HasSuffix(f.Detail, "at boot it sets net.ipv4.tcp_keepalive_time = 60") || f.Mend != "rm /etc/sysctl.d/90-deadpeer.conf" {
+		t.Errorf("a file without a record: %+v", f)
+	}
 	dir := w.engine.options.StateDir
 	ok(t, os.Mkdir(dir, 0o700))
 	for content, want := range map[string]string{

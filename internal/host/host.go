@@ -75,6 +75,8 @@ type State struct {
 	Changed     time.Time
 	Interrupted bool
 	JournalErr  error // the journal is there and could not be read
+	// Unrecorded is a file of deadpeer's without a journal; nil for none.
+	Unrecorded *Unrecorded
 }
 
 // Setting is one parameter as it stands.
@@ -142,6 +144,8 @@ func (h *Host) Show() (State, error) {
 	switch rec, err := h.load(); {
 	case err == nil && rec != nil:
 		s.Changed, s.Interrupted = rec.At, rec.Before != nil
+	case err == nil:
+		s.Unrecorded = h.unrecorded()
 	case !errors.Is(err, fs.ErrPermission): // it is root's alone
 		s.JournalErr = err
 	}

@@ -14,9 +14,11 @@ import (
 
 // Undone is what Restore would put back, or has put back.
 type Undone struct {
-	Nothing bool // deadpeer has changed nothing here
-	Live    []LiveChange
-	File    *FileChange
+	Nothing bool // no journal tells of a change
+	// Unrecorded, with Nothing, is what deadpeer may have left all the same.
+	Unrecorded *Unrecorded
+	Live       []LiveChange
+	File       *FileChange
 	// Left is what somebody else has set since, and is left alone.
 	Left   []string
 	Reboot bool  // in force only after one
@@ -36,8 +38,10 @@ func (h *Host) Restore(ctx context.Context) (Undone, error) {
 }
 
 func (h *Host) restore(ctx context.Context) (Undone, error) {
-	if rec, err := h.load(); err != nil || rec == nil {
-		return Undone{Nothing: err == nil}, err
+	if rec, err := h.load(); err != nil {
+		return Undone{}, err
+	} else if rec == nil {
+		return h.nothing(), nil
 	}
 	release, err := h.lock(ctx)
 	if err != nil {
@@ -45,8 +49,11 @@ func (h *Host) restore(ctx context.Context) (Undone, error) {
 	}
 	defer release()
 	rec, err := h.load()
-	if err != nil || rec == nil {
-		return Undone{Nothing: err == nil}, err
+	switch {
+	case err != nil:
+		return Undone{}, err
+	case rec == nil:
+		return h.nothing(), nil
 	}
 	// A set that comes after half of this must go all the way first.
 	original := rec.Original
@@ -64,8 +71,11 @@ func (h *Host) restore(ctx context.Context) (Undone, error) {
 // PlanRestore tells what Restore would do. It changes nothing.
 func (h *Host) PlanRestore() (Undone, error) {
 	rec, err := h.load()
-	if err != nil || rec == nil {
-		return Undone{Nothing: err == nil}, err
+	switch {
+	case err != nil:
+		return Undone{}, err
+	case rec == nil:
+		return h.nothing(), nil
 	}
 	u := h.compare(rec, rec.Original)
 	if u.Err != nil {

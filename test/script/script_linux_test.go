@@ -10,7 +10,7 @@
 //	                     after the word then other commands, without --netns
 //	own-host STEP [THEN STEP]...
 //	                     a host of its own, with nothing in /etc/sysctl.d, for
-//	                     all the steps: deadpeer's arguments, WRITE FILE LINE,
+//	                     all the steps: deadpeer's arguments, WRITE FILE LINE...,
 //	                     CAT FILE or READONLY FOLDER
 //	behind-nat ARG...    deadpeer ARG... on a client whose NAT forgets connections
 //	                     after 3 s, or as NAT=DURATION says, and answers RST; the
@@ -41,6 +41,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -248,7 +249,7 @@ func ownHost(args []string) int {
 		}
 		switch step[0] {
 		case "WRITE":
-			check(os.WriteFile(step[1], []byte(step[2]+"\n"), 0o644))
+			check(os.WriteFile(step[1], []byte(strings.Join(step[2:], "\n")+"\n"), 0o644))
 		case "CAT":
 			fmt.Printf("%s", must(os.ReadFile(step[1])))
 		case "READONLY":

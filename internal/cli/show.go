@@ -35,7 +35,7 @@ func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output 
 		return newJSONLines(w, snap)
 	}
 	return newTable(w, table{
-		wide: a.common.output == "wide", colour: a.colour(), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
+		wide: a.common.output == "wide", colour: a.colour(), limit: columnsOf(a.stdout), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
 		sessions: len(a.common.databases) > 0,
 	})
 }
@@ -66,6 +66,19 @@ func (a *app) colour() bool {
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// columnsOf is how wide a terminal is; 0 when w is none.
+func columnsOf(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return columns
 }
 
 // ansi is the colour a verdict is shown in.

@@ -19,6 +19,7 @@ import (
 type table struct {
 	wide, colour, asked, acted, owners, sessions bool
 	attached                                     *engine.Attached // what is shown, when that is one
+	limit                                        int              // columns of the terminal; 0: as many as it takes
 
 	w      *bufio.Writer
 	cols   []column
@@ -183,19 +184,35 @@ func pad(b []byte, n int) []byte {
 	return append(b, spaces[:max(n, 0)]...)
 }
 
+// further begins the rest of a line that the terminal is too narrow for.
+const further = "\n         "
+
 // noVerdict is what the head has.
 const noVerdict = ^conn.Verdict(0)
 
 // put writes a line of what cell appends.
 func (t *table) put(v conn.Verdict, cell func(b []byte, i int) []byte) error {
 	b := t.w.AvailableBuffer()
+	at := 0 // where the line on the screen is
 	for i := range t.cols {
+		end := len(b)
 		if i > 0 {
 			b = append(b, "  "...)
 		}
 		start := len(b)
 		b = cell(b, i)
-		gap := t.widths[i] - width(b[start:])
+		size := width(b[start:])
+		gap := t.widths[i] - size
+		if i < len(t.cols)-1 {
+			size += max(gap, 0)
+		}
+		at += start - end
+		if t.limit > 0 && at+size > t.limit && i > 0 {
+			b = slices.Replace(b, end, start, []byte(further)...)
+			start = end + len(further)
+			at = len(further) - 1
+		}
+		at += size
 		if i == 0 && t.colour && v != noVerdict {
 			b = slices.Insert(b, start, []byte(ansi(v))...)
 			b = append(b, "\x1b[0m"...)

@@ -13,8 +13,8 @@
 //	monitor.Add("orders", heartbeat.PingFunc(db.PingContext))
 //
 // A [Target] is anything with a Ping method. It may also have the methods of
-// [Readier], [Hearer], [Reconnecter] and [sync.Locker]: the monitor looks for
-// each. The sub-packages have targets for common protocols.
+// [Readier], [Hearer], [Untimed], [Reconnecter] and [sync.Locker]: the monitor
+// looks for each. The sub-packages have targets for common protocols.
 //
 // # What happens when
 //

@@ -69,6 +69,7 @@ type inquiry struct {
 	asked     int
 	byTimer   map[uint32]struct{} // rows whose last questions their keepalive timer put, and counts until one is answered
 	dead      int                 // of those that are settled
+	suspect   int                 // likewise, since they cannot be asked further
 	last      bool                // the last questions are out
 }
 
@@ -391,8 +392,11 @@ func (q *inquiry) judgeAll(swept stamp) {
 			left = append(left, i)
 			continue
 		}
-		if a.verdict == conn.Dead {
+		switch a.verdict {
+		case conn.Dead:
 			q.dead++
+		case conn.Suspect:
+			q.suspect++
 		}
 		if a.is(answered) && !a.is(ended) && row.sock.State == conn.Established {
 			a.set(counted)
@@ -457,7 +461,7 @@ func (q *inquiry) progress() {
 	if q.req.Progress == nil {
 		return
 	}
-	p := Progress{Asked: q.asked, Elapsed: time.Since(q.epoch), Dead: q.dead, Expected: max(q.hold, verdict.MinSilence)}
+	p := Progress{Asked: q.asked, Elapsed: time.Since(q.epoch), Dead: q.dead, Silent: q.suspect, Expected: max(q.hold, verdict.MinSilence)}
 	for _, i := range q.pending {
 		if a := q.about(q.snap.table.at(i)); a.verdict == conn.Dead {
 			p.Dead++

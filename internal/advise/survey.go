@@ -33,6 +33,7 @@ type Program struct {
 	Name        string    // printable; "" when the owner is not known
 	Software    *Software // nil when it is not in the list
 	PID         int32     // of the process that was started first, 0 when there are several
+	Unit        string    // systemd unit that all its processes run in, "" when there is none
 	Connections int
 	Blind       int           // keepalive is off: a peer that vanishes is never noticed
 	Slow        int           // noticed, but later than by the policy
@@ -124,7 +125,7 @@ func (s *survey) add(c *engine.Connection) {
 	default:
 		return
 	}
-	g := s.group(c.Owners)
+	g := s.group(c)
 	g.Connections++
 	switch {
 	case c.KeepAliveKnown && !c.Settings.KeepAlive:
@@ -142,13 +143,16 @@ func (s *survey) add(c *engine.Connection) {
 	g.open = append(g.open, open{c.Sock.LocalPort, c.Settings})
 }
 
-func (s *survey) group(owners []conn.Owner) *group {
+func (s *survey) group(c *engine.Connection) *group {
 	var key groupKey
 	var program Program
-	if len(owners) > 0 {
-		pid := oldest(owners)
+	if len(c.Owners) > 0 {
+		pid := oldest(c.Owners)
 		comm := s.processes.comm(pid)
 		program = Program{Name: conn.Printable(comm), Software: recognise(s.list, comm)}
+		if process := c.Process(pid); process != nil {
+			program.Unit = conn.Printable(process.Unit)
+		}
 		key.name = comm
 		if w := program.Software; w != nil {
 			key.name = w.Name
@@ -164,6 +168,9 @@ func (s *survey) group(owners []conn.Owner) *group {
 	if g == nil {
 		g = &group{Program: program}
 		s.groups[key] = g
+	}
+	if g.Unit != program.Unit {
+		g.Unit = ""
 	}
 	return g
 }

@@ -33,7 +33,7 @@ func TestAdviseText(t *testing.T) {
 	}
 	v := &advice{Policy: policy, Log: &logged{"/var/log/firebird.log", log, log.Advise(0)}, Report: &advise.Report{Programs: []advise.Program{
 		program("redis", advise.Program{
-			Name: "redis-server", PID: 7, Connections: 14, Slow: 12, Worst: 10 * time.Minute, Compared: 14, Differ: 12, Mend: true,
+			Name: "redis-server", PID: 7, Unit: "redis-server.service", Connections: 14, Slow: 12, Worst: 10 * time.Minute, Compared: 14, Differ: 12, Mend: true,
 			Config: &advise.Config{
 				Files: []string{"/etc/redis/redis.conf"}, Within: 2 * time.Minute,
 				Settings: []advise.Setting{{Key: "tcp-keepalive", Value: "60", File: "/etc/redis/redis.conf", Line: 176}},
@@ -64,7 +64,7 @@ Redis [7]  14 connections, 12 slow (up to 10m)
         set, or it is not loaded
   then  the configuration is right already; load it, and let the open
         connections be renewed, or:
-        deadpeer attach --idle 60s --interval 10s --probes 6 --new 'comm = redis-server'
+        deadpeer attach --idle 60s --interval 10s --probes 6 --new --unit redis-server.service
 
 Firebird [8]  1 connection, 1 slow (up to 2h11m)
   now   nothing of it is set in /f
@@ -90,13 +90,13 @@ Firebird [8]  1 connection, 1 slow (up to 2h11m)
 daemon  3 connections, 2 blind, 1 slow (up to 1h)
   put   in its own settings or code: SO_KEEPALIVE 1, TCP_KEEPIDLE 60,
         TCP_KEEPINTVL 10, TCP_KEEPCNT 6
-  or    deadpeer attach --idle 60s --interval 10s --probes 6 --new 'comm = daemon'   # its sockets, open and new
+  or    deadpeer attach --idle 60s --interval 10s --probes 6 'comm = daemon'   # its open sockets
   or    deadpeer tune set --idle 60s --interval 10s --probes 6   # the host's defaults, for sockets with SO_KEEPALIVE on
 
 it's  1 connection, 1 blind
   put   in its own settings or code: SO_KEEPALIVE 1, TCP_KEEPIDLE 60,
         TCP_KEEPINTVL 10, TCP_KEEPCNT 6
-  or    deadpeer attach --idle 60s --interval 10s --probes 6 --new 'comm = NAME'   # its sockets, open and new
+  or    deadpeer attach --idle 60s --interval 10s --probes 6 'comm = NAME'   # its open sockets
 
 calm  2 connections: all given up within 80s
 OpenSSH server [9]  1 connection, 1 slow (up to 2h11m): asks its peers itself, gone after 45s
@@ -117,8 +117,16 @@ func TestAttachCommand(t *testing.T) {
 		"it's": "'comm = NAME'", "*": "'comm = NAME'", `a"b`: "'comm = NAME'", `\x1b`: "'comm = NAME'",
 	} {
 		got := attachCommand(&advice{}, &advise.Program{Name: name})
-		if !strings.HasSuffix(got, " --new "+want) {
+		if !strings.HasSuffix(got, " --probes 0 "+want) {
 			t.Errorf("%q: %s", name, got)
+		}
+	}
+	for unit, want := range map[string]string{
+		"getty@tty1.service": "--new --unit getty@tty1.service", `a\x2db.service`: "'comm = x'", "a*.service": "'comm = x'", "session-1.scope": "'comm = x'",
+	} {
+		got := attachCommand(&advice{}, &advise.Program{Name: "x", Unit: unit})
+		if !strings.HasSuffix(got, " --probes 0 "+want) {
+			t.Errorf("%q: %s", unit, got)
 		}
 	}
 }

@@ -260,7 +260,7 @@ func (t *adviseWriter) put(v *advice, p *advise.Program) {
 		t.verbatim("then", line)
 	}
 	if p.Blind+p.Slow > 0 && !strings.Contains(strings.Join(s.Apply, ""), "attach") {
-		t.verbatim("or", attachCommand(v, p)+"   # open connections too")
+		t.verbatim("or", attachCommand(v, p)+"   # open connections")
 	}
 	if len(s.Caveats) > 0 {
 		t.item("note", s.Caveats[0])
@@ -297,19 +297,37 @@ func (t *adviseWriter) generic(v *advice, p *advise.Program) {
 	}
 	t.item("put", fmt.Sprintf("in its own settings or code: SO_KEEPALIVE 1, TCP_KEEPIDLE %d, TCP_KEEPINTVL %d, TCP_KEEPCNT %d",
 		int(v.Policy.Idle.Seconds()), int(v.Policy.Interval.Seconds()), v.Policy.Probes))
-	t.verbatim("or", attachCommand(v, p)+"   # its sockets, open and new")
+	what := "its open sockets"
+	if service(p) {
+		what = "sockets of its unit, open and new"
+	}
+	t.verbatim("or", attachCommand(v, p)+"   # "+what)
 	if p.Slow > 0 {
 		t.verbatim("or", "deadpeer tune set "+policyArguments(v.Policy)+"   # the host's defaults, for sockets with SO_KEEPALIVE on")
 	}
 }
 
+// service reports whether a unit says which connections will be the program's:
+// a scope or a slice holds others as well, and a shell or the pattern would
+// take some characters for more than a name.
+func service(p *advise.Program) bool {
+	return strings.HasSuffix(p.Unit, ".service") && !strings.ContainsFunc(p.Unit, func(r rune) bool {
+		return !strings.ContainsRune("-_.:@", r) && !('0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z')
+	})
+}
+
+// attachCommand reaches connections to come only by a unit: whose they will be
+// by name cannot be told before they are made.
 func attachCommand(v *advice, p *advise.Program) string {
+	if service(p) {
+		return fmt.Sprintf("deadpeer attach %s --new --unit %s", policyArguments(v.Policy), p.Unit)
+	}
 	name := conn.Quote(p.Name)
 	// What a shell, or the pattern, would take for more than a name.
 	if strings.ContainsAny(name, `'\*?[`) {
 		name = "NAME"
 	}
-	return fmt.Sprintf("deadpeer attach %s --new 'comm = %s'", policyArguments(v.Policy), name)
+	return fmt.Sprintf("deadpeer attach %s 'comm = %s'", policyArguments(v.Policy), name)
 }
 
 func policyArguments(p keepalive.Policy) string {

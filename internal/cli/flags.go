@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +86,7 @@ func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 // addSelection adds the flags that say which connections.
 func (a *app) addSelection(cmd *cobra.Command) {
 	c, f := &a.common, cmd.Flags()
-	f.StringVar(&c.netns, "netns", "current", "network namespace: current, all, a `path` such as /run/netns/NAME, or a pid")
+	addNetns(cmd, &c.netns, "current", "all")
 	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
 	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
 	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
@@ -93,6 +94,23 @@ func (a *app) addSelection(cmd *cobra.Command) {
 	f.BoolVarP(&c.verbose, "verbose", "v", false, "say how things were found out")
 	f.BoolVar(&c.noBPF, "no-bpf", false, "look into programs without BPF")
 	_ = f.MarkHidden("no-bpf") // the flag was added just now
+}
+
+// addNetns adds --netns, which takes some words beside namespaces, the first
+// being the default.
+func addNetns(cmd *cobra.Command, value *string, words ...string) {
+	cmd.Flags().StringVar(value, "netns", words[0], "network `namespace`: "+strings.Join(words, ", ")+", a name in /run/netns, a path or a pid")
+	complete := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		names := slices.Clone(words)
+		entries, _ := os.ReadDir("/run/netns") // where it is not, no namespace has a name
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names, cobra.ShellCompDirectiveDefault // files, too
+	}
+	if err := cmd.RegisterFlagCompletionFunc("netns", complete); err != nil {
+		panic(err) // the flag was added just now
+	}
 }
 
 // choice is a flag that takes one of some words.

@@ -29,8 +29,8 @@ changes nothing; check --db asks them. Where a pooler or NAT stands between it
 says which leg it sees, and guesses no other.
 
 With a filter only the sessions of the selected connections are listed. With
---netns PATH or PID the databases are reached from that network namespace, else
-from the one that deadpeer runs in; names are resolved in the latter.
+--netns the databases are reached from that network namespace, else from the one
+that deadpeer runs in; names are resolved in the latter.
 Passwords come from the URL, from a file (--db @FILE, mode 0600), from
 DEADPEER_DB, PGPASSWORD, MYSQL_PWD or ISC_PASSWORD, from ~/.pgpass or ~/.my.cnf.`,
 		Example: `  sudo deadpeer sessions --db postgres://watch@127.0.0.1/postgres

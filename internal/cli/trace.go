@@ -77,7 +77,7 @@ peer's kernel is there, not its program.`,
 	}
 	addOutput(cmd, &a.common.output, "table", "jsonl")
 	f := cmd.Flags()
-	f.StringVar(&a.common.netns, "netns", "current", "network namespace: current, a `path` such as /run/netns/NAME, or a pid")
+	addNetns(cmd, &a.common.netns, "current")
 	f.StringVarP(&iface, "interface", "i", "any", "capture on this interface only (`name`)")
 	f.StringVarP(&read, "read", "r", "", "read this pcap or pcapng `file`; - is standard input")
 	f.StringVarP(&write, "write", "w", "", "save the packets of the traced connections to this pcapng `file`")

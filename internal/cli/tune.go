@@ -35,10 +35,6 @@ with the kernel's defaults, so containers do not follow the host.`,
 	return cmd
 }
 
-func addTuneNetns(cmd *cobra.Command, netns *string) {
-	cmd.Flags().StringVar(netns, "netns", "current", "network namespace: current, a `path` such as /run/netns/NAME, or a pid")
-}
-
 func (a *app) tuneShow() *cobra.Command {
 	var output, netns string
 	cmd := &cobra.Command{
@@ -65,7 +61,7 @@ values in force are shown, with exit code 3.`,
 		},
 	}
 	addOutput(cmd, &output, "table", "json")
-	addTuneNetns(cmd, &netns)
+	addNetns(cmd, &netns, "current")
 	return cmd
 }
 

@@ -53,7 +53,7 @@ in force are set. On Windows a reboot is needed.`,
 		},
 	}
 	flags.add(cmd)
-	addTuneNetns(cmd, &r.Netns)
+	addNetns(cmd, &r.Netns, "current")
 	f := cmd.Flags()
 	f.BoolVar(&r.Change.LiveOnly, "live-only", false, "leave the next boot as it is")
 	f.BoolVar(&r.Existing, "existing", false, "re-arm the timers of connections that are open already")
@@ -208,7 +208,7 @@ is left alone and told, with exit code 3. Connections keep the timers they have.
 			return a.showUndone(u, r.DryRun)
 		},
 	}
-	addTuneNetns(cmd, &r.Netns)
+	addNetns(cmd, &r.Netns, "current")
 	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "show what would change, and change nothing")
 	return cmd
 }
@@ -290,7 +290,7 @@ or, where none is given, with the system's own defaults. It lists what differs.`
 	}
 	flags.add(cmd)
 	addOutput(cmd, &output, "table", "json")
-	addTuneNetns(cmd, &netns)
+	addNetns(cmd, &netns, "current")
 	return cmd
 }
 

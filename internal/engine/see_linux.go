@@ -188,7 +188,7 @@ func (r *run) open() error {
 	switch r.req.Netns {
 	case "all":
 		var hidden int
-		list, hidden, err = netns.List(root, "/run/netns", "/run/docker/netns")
+		list, hidden, err = netns.List(root, netns.NamedDir, "/run/docker/netns")
 		if hidden > 0 {
 			r.note(true, "%d processes may be in network namespaces that were not looked into (needs CAP_SYS_PTRACE)", hidden)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"deadpeer/forecast"
@@ -19,7 +20,7 @@ import (
 // one among them makes us look again.
 const lookEvery = time.Second
 
-var errTraceAll = errors.New("trace: one network namespace at a time; give its path or the pid of a process in it")
+var errTraceAll = errors.New("trace: one network namespace at a time; give its name, path or the pid of a process in it")
 
 // Trace tells of the keepalive probes of a namespace, their answers and what
 // comes of them, until ctx ends or visit gives an error. A Traced is the
@@ -70,6 +71,9 @@ func (e *Engine) namespace(name string) (*netns.NS, error) {
 	}
 	if pid, err := strconv.Atoi(name); err == nil {
 		return netns.FromPID(e.options.ProcRoot, pid)
+	}
+	if !strings.Contains(name, "/") {
+		return netns.FromName(name)
 	}
 	return netns.FromPath(name)
 }

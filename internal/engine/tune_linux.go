@@ -92,7 +92,7 @@ func (e *Engine) Untune(ctx context.Context, r TuneRequest) (TuneOriginal, error
 // host opens the host's defaults as one network namespace has them.
 func (e *Engine) host(name string) (h *host.Host, done func(), err error) {
 	if name == "all" {
-		return nil, nil, errors.New("open network namespace: all is not one: give a path such as /run/netns/NAME, or a pid")
+		return nil, nil, errors.New("open network namespace: all is not one: give a name in /run/netns, a path or a pid")
 	}
 	n, err := e.namespace(name)
 	if err != nil {

@@ -32,6 +32,18 @@ func Current() (*NS, error) { return open("/proc/thread-self/ns/net", "current")
 // FromPath opens a namespace by a file such as /run/netns/NAME.
 func FromPath(path string) (*NS, error) { return open(path, path) }
 
+// NamedDir is where ip-netns(8) keeps the namespaces it names.
+const NamedDir = "/run/netns"
+
+// FromName opens a namespace by its name of ip-netns(8).
+func FromName(name string) (*NS, error) {
+	n, err := FromPath(filepath.Join(NamedDir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open network namespace %q: %s has none of that name (ip netns list): %w", name, NamedDir, fs.ErrNotExist)
+	}
+	return n, err
+}
+
 // FromPID opens the namespace of a process, found below procRoot
 // (usually "/proc"). Needs ptrace access to the process (ptrace(2)).
 func FromPID(procRoot string, pid int) (*NS, error) {

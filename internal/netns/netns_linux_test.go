@@ -288,3 +288,10 @@ func descriptors(t *testing.T) int {
 	check(t, err)
 	return len(list)
 }
+
+// A name stands for a namespace only in the folder of ip-netns(8).
+func TestOpenName(t *testing.T) {
+	if _, err := netns.FromName("nosuch-namespace"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/run/netns") {
+		t.Errorf("a name that there is not: %v", err)
+	}
+}

@@ -35,6 +35,11 @@ up, however long the peer is gone.`,
 			if by := a.common.by; req.NoOwners && (by == "program" || by == "unit") {
 				return usage(fmt.Errorf("--by %s needs owners: not with --no-owners", by))
 			}
+			for _, v := range []conn.Verdict{conn.Suspect, conn.Dead, conn.Stuck} {
+				if req.Filter.NamesVerdict(v) {
+					a.say("scan does not ask peers, so nothing is %s to it; check does", v)
+				}
+			}
 			if a.common.output != "table" || a.common.noBPF { // else there is next to no garbage
 				saveMemory(os.Getenv)
 			}
@@ -154,6 +159,7 @@ others; -o json lists all.`,
 	a.addCommon(cmd, true)
 	a.addDatabases(cmd)
 	f := cmd.Flags()
+	f.Lookup("timeout").Usage = "longest time to go on asking, besides --silence (default 30s)"
 	via = string(engine.ViaAuto)
 	addChoice(cmd, &via, "via", "", "`way` to end connections with a session: auto, database or socket",
 		string(engine.ViaAuto), string(engine.ViaDatabase), string(engine.ViaSocket))

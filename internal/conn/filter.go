@@ -162,6 +162,11 @@ func (f *Filter) NeedsVerdict() bool {
 	})
 }
 
+// NamesVerdict reports whether the filter asks for verdict = v anywhere.
+func (f *Filter) NamesVerdict(v Verdict) bool {
+	return anyNode(f.expr, func(n node) bool { return n == numPred{field: fieldVerdict, op: opEQ, value: uint64(v)} })
+}
+
 // Names reports whether the filter matches the connection with that cookie
 // only because it says so: whichever alternative lets it in has a predicate
 // cookie = N that must hold.

@@ -152,6 +152,9 @@ func TestFilterNeeds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		f := parse(t, tt.filter)
+		if f.NamesVerdict(Dead) != tt.verdict || f.NamesVerdict(Suspect) {
+			t.Errorf("%s: names dead %v, suspect %v", tt.filter, f.NamesVerdict(Dead), f.NamesVerdict(Suspect))
+		}
 		if f.NeedsOwners() != tt.owners || f.NeedsVerdict() != tt.verdict || f.Names(7) != tt.names {
 			t.Errorf("%s: owners %v, verdict %v, names %v", tt.filter, f.NeedsOwners(), f.NeedsVerdict(), f.Names(7))
 		}

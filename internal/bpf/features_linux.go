@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/cilium/ebpf"
 )
@@ -59,7 +60,7 @@ func Features() []Feature {
 
 // loadOfHook loads some programs of the hook, and the maps they need.
 func loadOfHook(programs ...string) error {
-	if err := allowed(); err != nil {
+	if err := Allowed(); err != nil {
 		return err
 	}
 	spec, err := loadHook()
@@ -92,10 +93,12 @@ func try(name, detail string, do func() error) Feature {
 	switch {
 	case err == nil:
 		f.OK, f.Detail = true, detail
+	case errors.Is(err, fs.ErrPermission):
+		f.Detail, f.Mend = "not permitted", "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 	case errors.Is(err, errors.ErrUnsupported):
 		f.Detail, f.Mend = brief(err), "a kernel of 5.15 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"
 	default:
-		f.Detail, f.Mend = brief(err), "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+		f.Detail = brief(err)
 	}
 	return f
 }

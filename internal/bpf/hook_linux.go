@@ -179,6 +179,14 @@ func (h *Hook) link(name string, at ebpf.AttachType, p *ebpf.Program) (link.Link
 	return l, nil
 }
 
+// needRoot: what is pinned belongs to root, whatever capabilities others have.
+func needRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (needs root)", err)
+	}
+	return err
+}
+
 // Hooks lists the hooks in a folder on a bpffs, "" being the folder that
 // AttachHook takes by itself, whole or damaged. Close them.
 func Hooks(dir string) (list []*Hook, err error) {
@@ -186,16 +194,16 @@ func Hooks(dir string) (list []*Hook, err error) {
 		if errors.Is(err, errNoBPFFS) || errors.Is(err, fs.ErrNotExist) {
 			return nil, nil // then there are none
 		}
-		return nil, fmt.Errorf("list hooks: %w", err)
+		return nil, fmt.Errorf("list hooks: %w", needRoot(err))
 	}
 	if err := trusted(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
-		return nil, fmt.Errorf("list hooks: %w", err)
+		return nil, fmt.Errorf("list hooks: %w", needRoot(err))
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("list hooks: %w", err)
+		return nil, fmt.Errorf("list hooks: %w", needRoot(err))
 	}
 	for _, e := range entries {
 		if !e.IsDir() || !validID(e.Name()) {

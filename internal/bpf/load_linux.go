@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowed finds out cheaply whether BPF may be used at all: making a hash map
+// Allowed finds out cheaply whether BPF may be used at all: making a hash map
 // takes the same capability, and loading a program reads megabytes of BTF
-// before the kernel is asked.
-func allowed() error {
+// before the kernel is asked. EPERM names what is needed.
+func Allowed() error {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	if err != nil {
 		return explain(err)
@@ -23,7 +23,7 @@ func allowed() error {
 
 // load loads the parts of a spec that objects, a pointer to a struct, names.
 func load(spec *ebpf.CollectionSpec, objects any) error {
-	if err := allowed(); err != nil {
+	if err := Allowed(); err != nil {
 		return err
 	}
 	if err := spec.LoadAndAssign(objects, &ebpf.CollectionOptions{}); err != nil {
@@ -39,7 +39,8 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w (needs CAP_BPF and CAP_PERFMON, hooks CAP_NET_ADMIN too, all outside of user namespaces)", err)
+		// The library blames RLIMIT_MEMLOCK, which since Linux 5.11 has no part in it.
+		return fmt.Errorf("use BPF: %w (needs root, or CAP_BPF and CAP_PERFMON, hooks CAP_NET_ADMIN too, all outside of user namespaces)", unix.EPERM)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w (%w: a kernel with CONFIG_BPF_SYSCALL is needed)", err, errors.ErrUnsupported)
 	case errors.Is(err, btf.ErrNotFound), errors.Is(err, fs.ErrNotExist):

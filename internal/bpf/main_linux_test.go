@@ -92,7 +92,7 @@ func ok(t *testing.T, err error) {
 // needBPF skips where the kernel does not let us load programs.
 func needBPF(t *testing.T) {
 	t.Helper()
-	if err := allowed(); err != nil {
+	if err := Allowed(); err != nil {
 		skip(t, err)
 	}
 }

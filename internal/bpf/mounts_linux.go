@@ -41,7 +41,28 @@ func CgroupRoot() (string, error) {
 	if root := findMount(data, "cgroup2", "/sys/fs/cgroup"); root != "" {
 		return root, nil
 	}
-	return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", errNoCgroup2)
+	err = errNoCgroup2
+	if name := namedNetns("/run/netns"); name != "" {
+		err = fmt.Errorf("%w; ip netns exec hides it, by another /sys: instead of that take nsenter --net=%s", err, name)
+	}
+	return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", err)
+}
+
+// namedNetns is the path of the name that ip-netns(8) gave to our network
+// namespace, "" when it has none.
+func namedNetns(dir string) string {
+	own, err := os.Stat("/proc/thread-self/ns/net")
+	entries, dirErr := os.ReadDir(dir)
+	if err != nil || dirErr != nil {
+		return ""
+	}
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		if st, err := os.Stat(name); err == nil && os.SameFile(own, st) {
+			return name
+		}
+	}
+	return ""
 }
 
 var errNoCgroup2 = fmt.Errorf("it is not mounted (%w)", errors.ErrUnsupported)

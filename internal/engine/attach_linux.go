@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"deadpeer/internal/attach"
+	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
@@ -28,6 +29,11 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		return nil, err
 	}
 	if !req.DryRun {
+		if len(hooks) > 0 && !e.options.NoBPF { // said before anything is made
+			if err := bpf.Allowed(); err != nil {
+				return nil, fmt.Errorf("give future connections a policy: %w; %s", err, withoutNew)
+			}
+		}
 		unlock, err := e.lockSettings(ctx)
 		if err != nil {
 			return nil, err

@@ -113,11 +113,13 @@ func findCgroup(path, unit string) (string, error) {
 	return found, err
 }
 
+// withoutNew is the way where hooks cannot be had.
+const withoutNew = "without --new the connections there are now get the policy, by other means"
+
 // hook makes the file of an attachment, and its hooks.
 func (m *making) hook(req AttachRequest, hooks []hookRules) error {
-	const way = "without --new the connections there are now get the policy, by other means"
 	if m.e.options.NoBPF {
-		return fmt.Errorf("give future connections a policy: it takes BPF, which is switched off: %w; %s", errors.ErrUnsupported, way)
+		return fmt.Errorf("give future connections a policy: it takes BPF, which is switched off: %w; %s", errors.ErrUnsupported, withoutNew)
 	}
 	if err := m.e.free(hooks); err != nil {
 		return err
@@ -130,7 +132,7 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Follow: true,
 		})
 		if err != nil {
-			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), way)
+			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), withoutNew)
 		}
 		m.hooked = true
 		if err := hook.Close(); err != nil {

@@ -40,6 +40,9 @@ func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 	if err != nil {
 		return fmt.Errorf("find program: %w", err)
 	}
+	if err := bpf.Allowed(); err != nil && !e.options.NoBPF {
+		return fmt.Errorf("give the program a policy: %w", err)
+	}
 	unlock, err := e.lockSettings(ctx) // the kernel gives it back when the program begins
 	if err != nil {
 		return err
@@ -58,6 +61,9 @@ func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 	cgroup := filepath.Join(own, runCgroup+id)
 	held, err := newCgroup(cgroup)
 	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w (needs root, or a cgroup of one's own)", err)
+		}
 		return fmt.Errorf("make a cgroup for the program: %w", err)
 	}
 	defer func() { _ = held.Close() }() // execve(2) does it otherwise

@@ -162,9 +162,10 @@ func (f *Filter) NeedsVerdict() bool {
 	})
 }
 
-// NamesVerdict reports whether the filter asks for verdict = v anywhere.
+// NamesVerdict reports whether the filter lets connections in, in whatever
+// alternative, for having that verdict.
 func (f *Filter) NamesVerdict(v Verdict) bool {
-	return anyNode(f.expr, func(n node) bool { return n == numPred{field: fieldVerdict, op: opEQ, value: uint64(v)} })
+	return f.expr != nil && mayBe(f.expr, false, numPred{field: fieldVerdict, op: opEQ, value: uint64(v)})
 }
 
 // Names reports whether the filter matches the connection with that cookie

@@ -1,5 +1,7 @@
 package conn
 
+import "slices"
+
 // node is one node of a filter's expression: andNode, orNode, notNode, or a
 // predicate.
 type node interface{ match(s *Subject) Truth }
@@ -157,6 +159,15 @@ func alwaysNames(n node, not bool) bool {
 		}
 	}
 	return !all
+}
+
+// mayBe reports whether p stands anywhere in n, other than negated.
+func mayBe(n node, not bool, p numPred) bool {
+	kids, _, kidsNot := junction(n, not)
+	if kids == nil {
+		return !not && n == p
+	}
+	return slices.ContainsFunc(kids, func(kid node) bool { return mayBe(kid, kidsNot, p) })
 }
 
 func mustBe(n node, not bool, cookie uint64) bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"deadpeer/heartbeat"
@@ -56,6 +57,11 @@ func Open(raw string) (*Endpoint, error) {
 		return nil, fmt.Errorf("%s: scheme %q is not one of %s", e.Name, conn.Printable(u.Scheme), known)
 	case u.Hostname() == "":
 		return nil, fmt.Errorf("%s: no host", e.Name)
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return nil, fmt.Errorf("%s: port %s is not from 1 to 65535", e.Name, port)
+		}
 	}
 	if e.Target, e.close, err = open(u); err != nil {
 		return nil, fmt.Errorf("%s: %s", e.Name, e.Text(err))

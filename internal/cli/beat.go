@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -62,7 +63,7 @@ own variables and files (PGPASSWORD, PGPASSFILE) are better.`,
 		Example: `  deadpeer beat zeo://10.0.0.9:8100/1 redis://10.0.0.7
   deadpeer beat --once https://10.0.0.9/healthz        # exits 10 when it is down
   deadpeer beat --period 5s --metrics-listen :9464 postgres://watch@10.0.0.5/orders`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments(1, math.MaxInt),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return a.runBeat(cmd.Context(), flags, words)
 		},

@@ -10,9 +10,11 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
@@ -151,6 +153,9 @@ feature is missing, 10 a dead peer was found (check --exit-code, beat --once),
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if wrong, ok := errors.AsType[*pflag.InvalidValueError](err); ok && errors.As(err, new(*strconv.NumError)) {
+			err = fmt.Errorf("--%s: %q is not a whole number, or too large a one", wrong.GetFlag().Name, wrong.GetValue())
+		}
 		return usage(fmt.Errorf("%w%s", err, suggestFlag(cmd, err)))
 	})
 	root.AddCommand(
@@ -207,6 +212,23 @@ func noSuchCommand(cmd *cobra.Command, words []string) error {
 		return fmt.Errorf("unknown command %q, did you mean %q", words[0], meant)
 	}
 	return fmt.Errorf("unknown command %q", words[0])
+}
+
+// arguments wants at least and at most so many.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, words []string) error {
+		switch {
+		case len(words) < least:
+			return fmt.Errorf("argument missing: %s", cmd.UseLine())
+		case len(words) <= most:
+			return nil
+		}
+		extra := words[most]
+		if cmd.Flags().Lookup("profile") != nil && slices.Contains(profileNames(), extra) {
+			return fmt.Errorf("argument %q: did you mean --profile %s", extra, extra)
+		}
+		return fmt.Errorf("argument %q is one too many: %s", extra, cmd.UseLine())
+	}
 }
 
 // wrapUsage turns cobra's complaints about arguments into usage errors.

@@ -30,7 +30,7 @@ With -o json, released_after_ms and lock_regained_after_ms count from the cut.`,
 		Example: `  deadpeer demo
   deadpeer demo --trace
   deadpeer demo -o json | jq .phantom_verdict`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDemo(cmd, trace) },
 	}
 	f := cmd.Flags()
@@ -47,7 +47,7 @@ func (a *app) demoLockServer() *cobra.Command {
 		Use:    demo.LockServerCommand + " ADDRESS:PORT",
 		Short:  "The lock server of the demo",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args:   arguments(1, 1),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			return demo.ServeLocks(cmd.Context(), words[0], a.stdin, a.stdout)
 		},

@@ -27,7 +27,7 @@ func (a *app) attachList() *cobra.Command {
 
 OPEN counts their connections there are, ENDED those that have ended since the
 last look, NEW those that got the policy when they were made.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e := a.engine()
 			list, err := e.Attachments(cmd.Context())

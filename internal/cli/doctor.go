@@ -23,7 +23,7 @@ is given: then settings left changed are put back, what was attached or detached
 by halves is taken back, and policies for new connections and cgroups without a
 program are removed. What deadpeer can do without is marked so, and does not
 count as missing.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e := engine.New(engine.Options{})
 			if clean {

@@ -22,7 +22,7 @@ import (
 type common struct {
 	output      string
 	netns       string
-	pid         int
+	pid         positive
 	comm        string
 	unit        string
 	cgroup      string
@@ -87,7 +87,7 @@ func (a *app) addCommon(cmd *cobra.Command, rules bool) {
 func (a *app) addSelection(cmd *cobra.Command) {
 	c, f := &a.common, cmd.Flags()
 	addNetns(cmd, &c.netns, "current", "all")
-	f.IntVar(&c.pid, "pid", 0, "only connections of this process")
+	f.Var(&c.pid, "pid", "only connections of this process")
 	f.StringVar(&c.comm, "comm", "", "only connections of programs of this `name` (glob)")
 	f.StringVar(&c.unit, "unit", "", "only connections of this systemd `unit` (glob)")
 	f.StringVar(&c.cgroup, "cgroup", "", "only connections of sockets in this cgroup v2 `path`")
@@ -250,7 +250,7 @@ func (c common) predicates() []string {
 		}
 	}
 	if c.pid != 0 {
-		add("pid", strconv.Itoa(c.pid))
+		add("pid", c.pid.String())
 	}
 	add("comm", c.comm)
 	add("unit", c.unit)

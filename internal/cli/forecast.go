@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -102,7 +104,7 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
   deadpeer forecast --within 90s --situation in-flight --rtt 40ms
   deadpeer forecast --situation in-flight --svg in-flight.svg
   deadpeer forecast --no-keepalive`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if svg == "-" && html == "-" {
 				return usage(errors.New("--svg - and --html -: only one of them can be stdout"))
@@ -112,6 +114,9 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 			}
 			p, err := policy.policy(defaultsOf(in.OS))
 			if err != nil {
+				return usage(err)
+			}
+			if err := policy.conflict(cmd.Flags(), situation, off); err != nil {
 				return usage(err)
 			}
 			in.KeepAlive, in.Policy = !off, p
@@ -163,9 +168,11 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 	f.Var(&finTimeout, "fin-timeout", "tcp_fin_timeout (default 60s)")
 	f.Var(&probedFor, "probed-for", "zero window: how long probes had been answered")
 	f.IntVar(&in.HZ, "hz", 0, "the kernel's CONFIG_HZ (default this host's)")
-	f.StringVar(&in.OS, "os", "linux", "linux, macos, windows, freebsd or openbsd; other than Linux only idle, as documented")
+	in.OS = "linux"
+	addChoice(cmd, &in.OS, "os", "", "linux, macos, windows, freebsd or openbsd; other than Linux only idle, as documented",
+		"linux", "macos", "windows", "freebsd", "openbsd")
 	for flag, values := range map[string][]string{
-		"situation": situationNames(), "os": {"linux", "macos", "windows", "freebsd", "openbsd"}, "profile": profileNames(),
+		"situation": situationNames(), "profile": profileNames(),
 	} {
 		complete := cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
@@ -173,6 +180,34 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 		}
 	}
 	return cmd
+}
+
+// flagSituations are those in which a flag of forecast has a part.
+var flagSituations = map[string][]string{
+	"retries2":       {"in-flight", "zero-window", "zero-window-alive", "mid-probe-write", "arp-failing"},
+	"syn-retries":    {"syn-sent", "syn-received"},
+	"orphan-retries": {"fin-wait-1", "last-ack"},
+	"fin-timeout":    {"fin-wait-2"},
+	"probed-for":     {"zero-window"},
+}
+
+// conflict refuses flags that would have no part.
+func (p *policyFlags) conflict(f *pflag.FlagSet, situation string, off bool) error {
+	if with := *p; off {
+		with.userTimeout = 0
+		if with != (policyFlags{}) {
+			return errors.New("--no-keepalive leaves no policy but --user-timeout: give one or the other")
+		}
+	}
+	if f.Changed("hz") && f.Lookup("hz").Value.String() == "0" {
+		return errors.New("--hz 0: give the kernel's CONFIG_HZ, usually 100, 250, 300 or 1000, or leave it out for this host's")
+	}
+	for _, flag := range slices.Sorted(maps.Keys(flagSituations)) {
+		if in := flagSituations[flag]; f.Changed(flag) && slices.Contains(situationNames(), situation) && !slices.Contains(in, situation) {
+			return fmt.Errorf("--%s has no part in %s: give --situation %s", flag, situation, strings.Join(in, " or "))
+		}
+	}
+	return nil
 }
 
 // defaultsOf is the policy a system comes with.

@@ -20,7 +20,7 @@ func (a *app) profiles() *cobra.Command {
 last segment an idle connection whose peer is gone is given up by the kernel's
 rule (idle + probes times interval), the older rule of thumb (one interval
 more), and how many probes an hour a thousand idle, living connections cost.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			if output == "json" {
 				return a.profileJSON()

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 
@@ -35,7 +36,7 @@ Go need that: package net sets 15 s and 9 probes 15 s apart on each connection,
 unless it is told otherwise.`,
 		Example: `  sudo deadpeer run --within 30s --enforce -- setpriv --reuid app --regid app --init-groups ./server
   sudo deadpeer run --profile lan -- psql -h db`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments(1, math.MaxInt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := policy.attachable(inFlight)
 			if err == nil && (p.Idle == 0 || p.Interval == 0 || p.Probes == 0) {
@@ -75,7 +76,7 @@ const watchRun = "watch-run"
 // program has no child that it knows nothing of.
 func (a *app) watcher() *cobra.Command {
 	return &cobra.Command{
-		Use: watchRun + " ID", Hidden: true, Args: cobra.ExactArgs(1),
+		Use: watchRun + " ID", Hidden: true, Args: arguments(1, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			begun := os.NewFile(3, "begun")
 			defer func() { _ = begun.Close() }()

@@ -51,7 +51,7 @@ With -o json, loss is the share of segments lost each way, and a time is null
 when it is not known.`,
 		Example: `  deadpeer survey db.internal:5432
   deadpeer survey --max 15m --resolution 1s --state nlb.json --yes www.example.com:443`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			o := survey.Options{
 				Max: cmp.Or(time.Duration(longest), survey.DefaultMax), Resolution: time.Duration(resolution), Connections: connections,

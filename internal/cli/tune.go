@@ -46,7 +46,7 @@ files that systemd-sysctl(8) and sysctl(8) --system read, by the rules of the on
 this host boots with. Where the other would come to another value, that is said.
 It changes nothing and needs no privilege but to read those files; without it the
 values in force are shown, with exit code 3.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			state, err := engine.New(engine.Options{}).Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
 			if err != nil {
@@ -260,7 +260,7 @@ Windows 95, 98 and ME and of NT included: where each is set, its type and unit,
 its default, and what depends on it. Names are found whatever their case.`,
 		Example: `  deadpeer tune explain tcp_keepalive_time
   deadpeer tune explain KeepAliveInterval`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(0, 1),
 		RunE: func(_ *cobra.Command, words []string) error {
 			name := ""
 			if len(words) > 0 {

@@ -41,7 +41,7 @@ in force are set. On Windows a reboot is needed.`,
 		Example: `  sudo deadpeer tune set --profile lan
   sudo deadpeer tune set --within 90s --retries2 8 --existing
   sudo deadpeer tune set --idle 60s --interval 10s --probes 6 --dry-run`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if r.Change.Values, err = flags.values(cmd); err != nil {
 				return usage(err)
@@ -199,7 +199,7 @@ func (a *app) tuneRestore() *cobra.Command {
 		Long: `restore puts back what was there before the first tune set: the values in force,
 and the file for the next boot byte for byte. What somebody else has set since
 is left alone and told, with exit code 3. Connections keep the timers they have.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			u, err := engine.New(engine.Options{}).Untune(cmd.Context(), r)
 			if err != nil {
@@ -275,7 +275,7 @@ func (a *app) tuneDiff() *cobra.Command {
 or, where none is given, with the system's own defaults. It lists what differs.`,
 		Example: `  deadpeer tune diff
   deadpeer tune diff --profile lan`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			values, err := flags.values(cmd)
 			if err != nil {

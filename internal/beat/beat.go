@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -110,7 +111,14 @@ func (e *Endpoint) Text(err error) string {
 	for _, secret := range e.secrets {
 		text = strings.ReplaceAll(text, secret, "xxxxx")
 	}
-	text = conn.Printable(text)
+	// Drivers tell of each attempt in a line of its own, often the same.
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = conn.Printable(strings.Join(strings.Fields(line), " ")); !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	text = strings.Join(lines, " ")
 	if len(text) > mostText {
 		text = strings.ToValidUTF8(text[:mostText], "") + "…"
 	}

@@ -50,6 +50,19 @@ func TestTextHidesPasswords(t *testing.T) {
 	}
 }
 
+// pgx tries once with TLS and once without, and tells of both in lines.
+func TestTextIsOneLine(t *testing.T) {
+	t.Parallel()
+	e, err := beat.Open("postgres://h/db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := e.Text(errors.New("failed to connect:\n\t10.0.0.1:5432: refused\n\t10.0.0.1:5432: refused"))
+	if want := "failed to connect: 10.0.0.1:5432: refused"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestLongTextIsCut(t *testing.T) {
 	t.Parallel()
 	e, err := beat.Open("tcp://h:1")

@@ -53,6 +53,13 @@ DEADPEER_DB, PGPASSWORD, MYSQL_PWD or ISC_PASSWORD, from ~/.pgpass or ~/.my.cnf.
 				}
 				return usage(errors.New("no database: --db URL"))
 			}
+			if snap.Told == 0 {
+				var e *exit
+				if err := a.remark(snap); errors.As(err, &e) && e.code == exitPrivilege {
+					return err
+				}
+				return errors.New("no database told of its sessions")
+			}
 			if err := a.showSessions(snap); err != nil {
 				return fmt.Errorf("write output: %w", err)
 			}

@@ -103,6 +103,7 @@ func (r *run) tie(ctx context.Context) error {
 			r.snap.Notes = append(r.snap.Notes, Note{Text: l.err.Error(), Privilege: errors.Is(l.err, session.ErrPrivilege), Database: true})
 			continue
 		}
+		r.snap.Told++
 		r.snap.How = append(r.snap.How, fmt.Sprintf("looked into %s (%s): %s in %s",
 			l.db.Source(), l.view.Server, count(len(l.view.Sessions), "session"), l.took.Round(time.Millisecond/10)))
 		for _, n := range l.view.Notes {

@@ -19,6 +19,7 @@ type Snapshot struct {
 	Asked   bool     // by Check or Plan
 	Notes   []Note   // what could not be seen or done, for people
 	Hints   []Hint   // databases that could be looked into
+	Told    int      // databases that told of their sessions
 	How     []string // by what means things were found out, for the curious
 	Rules   verdict.Rules
 

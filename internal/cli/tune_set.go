@@ -126,8 +126,13 @@ func (a *app) showTuned(before engine.Tuning, done engine.Tuned, r engine.TuneRe
 	if done.Reboot && !dry {
 		a.say("in force after a reboot")
 	}
-	for _, l := range done.Lost {
-		a.say("%s", conn.Printable(l.String()))
+	for i, l := range done.Lost {
+		switch {
+		case l.Why == "":
+			a.say("%s", conn.Printable(l.String()))
+		case i == 0: // and of all of them
+			a.say("none of it will outlast a reboot: %s", conn.Printable(l.Why))
+		}
 	}
 	for _, l := range done.LostBy {
 		if !slices.ContainsFunc(done.Lost, func(m engine.TuneLoss) bool { return m.Name == l.Name }) {

@@ -76,9 +76,8 @@ func (l Loss) String() string {
 	return fmt.Sprintf("%s = %d loses at boot (%s) to %s, which sets %d: change that line", l.Name, l.Wanted, l.Reader, l.Winner.Where(), l.Winner.Value)
 }
 
-// Plan tells what Set would do and returns the error that it would meet before
-// it changes anything: a [*RangeError], or rights that are missing. It
-// changes nothing.
+// Plan tells what Set would do, and takes no rights but to read. It returns a
+// [*RangeError] as Set would. It changes nothing.
 func (h *Host) Plan(c Change) (Plan, error) {
 	plan, err := h.plan(c)
 	if err != nil {
@@ -104,9 +103,6 @@ func (h *Host) plan(c Change) (plan Plan, err error) {
 				l.From = &v
 			}
 		}
-		if err := h.sys.writable(l.Name); err != nil {
-			return plan, fmt.Errorf("set %s: %w", l.Name, err)
-		}
 	}
 	path, why := h.sys.file()
 	switch {
@@ -120,10 +116,25 @@ func (h *Host) plan(c Change) (plan Plan, err error) {
 			return plan, err
 		}
 	}
-	if err := mayWrite(filepath.Join(h.options.StateDir, "x")); err != nil {
-		return plan, fmt.Errorf("write journal: %w", denied(err))
-	}
 	return plan, nil
+}
+
+// mayAct returns the error that Set would meet for want of rights.
+func (h *Host) mayAct(plan Plan) error {
+	for _, l := range plan.Live {
+		if err := h.sys.writable(l.Name); err != nil {
+			return fmt.Errorf("set %s: %w", l.Name, err)
+		}
+	}
+	if f := plan.File; f != nil {
+		if err := mayWrite(filepath.Join(h.options.Root, f.Path)); err != nil {
+			return fmt.Errorf("set %s: %w", f.Path, denied(err))
+		}
+	}
+	if err := mayWrite(filepath.Join(h.options.StateDir, "x")); err != nil {
+		return fmt.Errorf("write journal: %w", denied(err))
+	}
+	return nil
 }
 
 // choose finds the parameters of what is wanted and holds it to their ranges.
@@ -163,9 +174,6 @@ func (h *Host) choose(c Change) (values []wanted, plan Plan, err error) {
 }
 
 func (h *Host) planFile(plan *Plan, path string, values []wanted) error {
-	if err := mayWrite(filepath.Join(h.options.Root, path)); err != nil {
-		return fmt.Errorf("set %s: %w", path, denied(err))
-	}
 	state, err := stateOf(h.options.Root, path)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", path, err)
@@ -215,7 +223,10 @@ func (h *Host) Set(ctx context.Context, c Change) (Plan, error) {
 }
 
 func (h *Host) set(ctx context.Context, c Change) (plan Plan, err error) {
-	if plan, err = h.plan(c); err != nil { // before so much as the lock is made
+	if plan, err = h.plan(c); err == nil {
+		err = h.mayAct(plan)
+	}
+	if err != nil { // before so much as the lock is made
 		return plan, err
 	}
 	release, err := h.lock(ctx)

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"fmt"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -307,13 +308,13 @@ func (t *adviseWriter) generic(v *advice, p *advise.Program) {
 	}
 }
 
+var plainService = regexp.MustCompile(`^[\w:.@-]+\.service$`)
+
 // service reports whether a unit says which connections will be the program's:
 // a scope or a slice holds others as well, and a shell or the pattern would
 // take some characters for more than a name.
 func service(p *advise.Program) bool {
-	return strings.HasSuffix(p.Unit, ".service") && !strings.ContainsFunc(p.Unit, func(r rune) bool {
-		return !strings.ContainsRune("-_.:@", r) && !('0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z')
-	})
+	return plainService.MatchString(p.Unit)
 }
 
 // attachCommand reaches connections to come only by a unit: whose they will be

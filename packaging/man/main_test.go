@@ -14,13 +14,14 @@ func TestRun(t *testing.T) {
 		t.Fatalf("exit code %d, %s", code, &stderr)
 	}
 	for file, want := range map[string]string{
-		"deadpeer.8":         "fB--version",
-		"deadpeer-check.8":   "check - Ask every selected connection",
-		"deadpeer-release.8": "fB--even-alive",
-		"deadpeer-scan.8":    "no-owners",
-		"deadpeer-doctor.8":  "clean",
-		"deadpeer-demo.8":    "demo",
-		"deadpeer-beat.8":    "get_info of ZEO 5\n  firebird://", // a table
+		"deadpeer.8":          "fB--version",
+		"deadpeer-check.8":    "check - Ask every selected connection",
+		"deadpeer-release.8":  "fB--even-alive\\fP\n",
+		"deadpeer-sessions.8": "fB--db\\fP=URL\n",
+		"deadpeer-scan.8":     "no-owners",
+		"deadpeer-doctor.8":   "clean",
+		"deadpeer-demo.8":     "demo",
+		"deadpeer-beat.8":     "get_info of ZEO 5\n  firebird://", // a table
 	} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil || !strings.Contains(string(b), want) || strings.Contains(string(b), "Auto generated") {

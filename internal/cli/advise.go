@@ -60,12 +60,11 @@ connections are looked at.`,
 	addOutput(cmd, &a.common.output, "table", "json")
 	a.addSelection(cmd)
 	f := cmd.Flags()
-	o.policy.add(f)
+	o.policy.add(cmd)
 	f.StringVar(&o.software, "software", "", "only say what to put for this `name`; see --list")
 	f.BoolVar(&o.list, "list", false, "list the software known")
 	f.StringVar(&o.log, "log", "", "advise from this `file`: firebird.log or interbase.log")
 	f.Var(&o.longest, "longest-transaction", "how long the longest transaction takes")
-	complete := cobra.FixedCompletions(profileNames(), cobra.ShellCompDirectiveNoFileComp)
 	software := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		list, err := advise.List()
 		if err != nil {
@@ -77,8 +76,8 @@ connections are looked at.`,
 		}
 		return ids, cobra.ShellCompDirectiveNoFileComp
 	}
-	if err := errors.Join(cmd.RegisterFlagCompletionFunc("profile", complete), cmd.RegisterFlagCompletionFunc("software", software)); err != nil {
-		panic(err) // the flags were added just now
+	if err := cmd.RegisterFlagCompletionFunc("software", software); err != nil {
+		panic(err) // the flag was added just now
 	}
 	return cmd
 }

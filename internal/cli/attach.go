@@ -102,7 +102,7 @@ kubelet.`,
 	}
 	a.addCommon(cmd, false)
 	f := cmd.Flags()
-	policy.add(f)
+	policy.add(cmd)
 	f.BoolVar(&inFlight, "in-flight", false, "bound data in flight, too: a user timeout of idle + probes times interval")
 	future.add(f)
 	f.StringVar(&file, "rules", "", "read policies from this YAML `file`: a list of rules, the first that matches holds")

@@ -176,6 +176,11 @@ is. What a program has changed itself meanwhile stays; where it was limited by
 
 A value that a socket had from its host can be put back only as a value of its
 own: a later change of the host's default will not reach it.`,
+		ValidArgsFunction: func(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+			ids, _ := a.engine().AttachmentIDs() // who may not read them types them
+			ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(given, id) })
+			return ids, cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if all && len(ids) > 0 {
 				return usage(errors.New("give IDs or --all"))

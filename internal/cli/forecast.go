@@ -31,13 +31,18 @@ type policyFlags struct {
 	userTimeout duration
 }
 
-func (p *policyFlags) add(f *pflag.FlagSet) {
+func (p *policyFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.StringVar(&p.profile, "profile", "", "the policy of this `name`; see deadpeer profiles")
 	f.Var(&p.within, "within", "the policy that gives a vanished peer up after this time")
 	f.Var(&p.idle, "idle", "silence before the first probe")
 	f.Var(&p.interval, "interval", "time between probes")
 	f.Var(&p.probes, "probes", "how many probes must go unanswered")
 	f.Var(&p.userTimeout, "user-timeout", "how long data may go unacknowledged (default none)")
+	complete := cobra.FixedCompletions(profileNames(), cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc("profile", complete); err != nil {
+		panic(err) // the flag was added just now
+	}
 }
 
 // policy is what the flags say. What they leave open comes from base.
@@ -158,7 +163,7 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 	f.StringVar(&svg, "svg", "", "write a picture of the timeline to this `file` (- for stdout)")
 	f.StringVar(&html, "html", "", "write a page with the picture and the steps to this `file` (- for stdout)")
 	f.StringVar(&situation, "situation", "idle", "what the connection is in the middle of (`name`)")
-	policy.add(f)
+	policy.add(cmd)
 	f.BoolVar(&off, "no-keepalive", false, "keepalive is off")
 	f.Var(&rtt, "rtt", "smoothed round-trip time (default 100us)")
 	f.Var(&rto, "rto", "retransmission timeout before backoff (default rtt + 200ms)")
@@ -171,13 +176,9 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 	in.OS = "linux"
 	addChoice(cmd, &in.OS, "os", "", "linux, macos, windows, freebsd or openbsd; other than Linux only idle, as documented",
 		"linux", "macos", "windows", "freebsd", "openbsd")
-	for flag, values := range map[string][]string{
-		"situation": situationNames(), "profile": profileNames(),
-	} {
-		complete := cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
-		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
-			panic(err) // the flags were added just now
-		}
+	complete := cobra.FixedCompletions(situationNames(), cobra.ShellCompDirectiveNoFileComp)
+	if err := cmd.RegisterFlagCompletionFunc("situation", complete); err != nil {
+		panic(err) // the flag was added just now
 	}
 	return cmd
 }

@@ -61,7 +61,7 @@ unless it is told otherwise.`,
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	policy.add(f)
+	policy.add(cmd)
 	f.BoolVar(&inFlight, "in-flight", false, "bound data in flight, too: a user timeout of idle + probes times interval")
 	f.BoolVar(&enforce, "enforce", false, "do not let the program weaken the policy")
 	f.BoolVar(&a.common.noBPF, "no-bpf", false, "go without BPF")

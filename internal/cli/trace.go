@@ -78,7 +78,7 @@ peer's kernel is there, not its program.`,
 	addOutput(cmd, &a.common.output, "table", "jsonl")
 	f := cmd.Flags()
 	addNetns(cmd, &a.common.netns, "current")
-	f.StringVarP(&iface, "interface", "i", "any", "capture on this interface only (`name`)")
+	f.StringVarP(&iface, "interface", "i", "any", "capture on the interface of this `name` only")
 	f.StringVarP(&read, "read", "r", "", "read this pcap or pcapng `file`; - is standard input")
 	f.StringVarP(&write, "write", "w", "", "save the packets of the traced connections to this pcapng `file`")
 	f.StringVar(&svg, "svg", "", "at the end draw the traced connections into this `file`")

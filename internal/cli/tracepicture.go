@@ -155,7 +155,7 @@ func (p *tracePicture) draw() picture.Picture {
 	}
 	pic := picture.Picture{
 		Title: "Keepalive on the wire", Subtitle: "from " + start.Local().Format("2 January 2006 15:04:05"),
-		Description: p.sentence(), Since: "the first of it", ToScale: len(p.order) > 1, Legend: p.legend(),
+		Description: p.sentence(), Since: "the first packet drawn", ToScale: len(p.order) > 1, Legend: p.legend(),
 	}
 	if len(p.order) == 0 {
 		pic.Subtitle, pic.Since = "nothing was seen", ""

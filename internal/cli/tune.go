@@ -202,15 +202,11 @@ type tuneFlags struct {
 
 func (t *tuneFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	t.policyFlags.add(f)
+	t.policyFlags.add(cmd)
 	f.IntVar(&t.retries2, "retries2", 0, "tcp_retries2: how long data in flight is retransmitted (15: a quarter of an hour)")
 	f.IntVar(&t.synRetries, "syn-retries", 0, "tcp_syn_retries: how often the SYN of a connect is repeated")
 	f.IntVar(&t.orphanRetries, "orphan-retries", 0, "tcp_orphan_retries: for connections no program holds; 0 is 8")
 	f.Lookup("user-timeout").Usage = "refused: no system has a default for it"
-	complete := cobra.FixedCompletions(profileNames(), cobra.ShellCompDirectiveNoFileComp)
-	if err := cmd.RegisterFlagCompletionFunc("profile", complete); err != nil {
-		panic(err) // the flag was added just now
-	}
 }
 
 // values are what the flags say; what they leave open is not in it.
@@ -261,6 +257,16 @@ its default, and what depends on it. Names are found whatever their case.`,
 		Example: `  deadpeer tune explain tcp_keepalive_time
   deadpeer tune explain KeepAliveInterval`,
 		Args: arguments(0, 1),
+		ValidArgsFunction: func(_ *cobra.Command, given []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+			entries, err := engine.ExplainTuning("")
+			if err != nil || len(given) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			for _, e := range entries {
+				names = append(names, e.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(_ *cobra.Command, words []string) error {
 			name := ""
 			if len(words) > 0 {

@@ -71,6 +71,12 @@ type SocketsOptions struct {
 	// this mount namespace. It is made, for its owner alone.
 	Dir   string
 	NoPin bool // load the programs for this run alone
+	// Alone says that the process has nothing to do that cannot wait while lists
+	// are read. The Go runtime is not told of the reading then, which takes a
+	// third less time in all. But where a program keeps a socket locked, as one
+	// does that sends from memory whose page does not come, the kernel waits for
+	// that socket, and all of the process with it.
+	Alone bool
 }
 
 // Op is what [Changer.Apply] does with a socket.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ const (
 )
 
 // reads are so many in one call of readv(2).
-const reads = 8
+const reads = 4
 
 // walk is an iterator that was opened, of records of one length. One read(2)
 // gives 32 KiB at most, some 0.3 ms of the kernel's work, and after each the
@@ -28,7 +29,8 @@ const reads = 8
 // on only after one that was filled to the last byte.
 type walk struct {
 	*os.File
-	record int // 0 when it is not known
+	record int  // 0 when it is not known
+	alone  bool // as SocketsOptions has it
 }
 
 // chunk is the length of one of several reads. The kernel never fills its
@@ -39,24 +41,30 @@ func (w walk) Read(b []byte) (int, error) {
 	if w.record == 0 || len(b) < chunk(w.record) {
 		return w.File.Read(b)
 	}
-	var parts [reads][]byte
+	var parts [reads]unix.Iovec
 	n := 0
 	for size := chunk(w.record); n < reads && len(b) >= size; n++ {
-		parts[n], b = b[:size], b[size:]
+		parts[n].Base = &b[0]
+		parts[n].SetLen(size)
+		b = b[size:]
 	}
-	got, err := unix.Readv(int(w.Fd()), parts[:n])
+	call := unix.Syscall
+	if w.alone {
+		call = unix.RawSyscall
+	}
+	got, _, errno := call(unix.SYS_READV, w.Fd(), uintptr(unsafe.Pointer(&parts)), uintptr(n))
 	runtime.KeepAlive(w.File)
 	switch {
-	case err != nil:
-		return 0, err
+	case errno != 0:
+		return 0, errno
 	case got == 0:
 		return 0, io.EOF
 	}
-	return got, nil
+	return int(got), nil
 }
 
 // walkOf opens an iterator for one walk.
-func walkOf(it *link.Iter, record int) (io.ReadCloser, error) {
+func walkOf(it *link.Iter, record int, alone bool) (io.ReadCloser, error) {
 	in, err := it.Open()
 	if err != nil {
 		return nil, explain(err)
@@ -65,7 +73,7 @@ func walkOf(it *link.Iter, record int) (io.ReadCloser, error) {
 	if !ok {
 		return in, nil
 	}
-	return walk{f, record}, nil
+	return walk{f, record, alone}, nil
 }
 
 // readIter reads an iterator to its end. take gives back what it did not use.

@@ -148,7 +148,7 @@ func (c *Changer) walk(ctx context.Context) error {
 	if err != nil {
 		return explain(err)
 	}
-	in, err := walkOf(it, 0)
+	in, err := walkOf(it, 0, false)
 	if err != nil {
 		return errors.Join(err, it.Close())
 	}

@@ -25,6 +25,7 @@ import (
 type Sockets struct {
 	hz      int64
 	lists   [listEnd]*link.Iter
+	alone   bool
 	pinning error // why they are not pinned
 }
 
@@ -41,7 +42,7 @@ var listNames = [listEnd]string{socketsProgConnections, socketsProgDescriptors}
 // loads them (some 30 ms) and pins them. Where they cannot be pinned they are
 // loaded for this run alone. Pins of another build are never used, and removed.
 func OpenSockets(o SocketsOptions) (*Sockets, error) {
-	s := &Sockets{hz: int64(jiffies.HZ())}
+	s := &Sockets{hz: int64(jiffies.HZ()), alone: o.Alone}
 	dir, pinning := pinDir(o)
 	if pinning == nil && s.find(dir) {
 		return s, nil
@@ -172,7 +173,7 @@ func (s *Sockets) Close() error {
 func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan struct{}, visit func(*Record) error) error {
 	var in io.ReadCloser
 	err := ns.Do(func() (err error) { // it lists where it was opened
-		in, err = walkOf(s.lists[connections], recordLen)
+		in, err = walkOf(s.lists[connections], recordLen, s.alone)
 		return err
 	})
 	if err == nil {
@@ -192,7 +193,7 @@ func (s *Sockets) Connections(ctx context.Context, ns *netns.NS, hold <-chan str
 // thread that does not share its process's descriptors (unshare(2)) is not
 // visited. Descriptors that come and go meanwhile may be missed.
 func (s *Sockets) Descriptors(ctx context.Context, visit func(Descriptor)) error {
-	in, err := walkOf(s.lists[descriptors], descriptorLen)
+	in, err := walkOf(s.lists[descriptors], descriptorLen, s.alone)
 	if err == nil {
 		err = readIter(ctx, in, func(b []byte) ([]byte, error) { return readDescriptors(b, visit), nil })
 		err = errors.Join(err, in.Close())

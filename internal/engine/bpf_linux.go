@@ -15,7 +15,7 @@ import (
 
 // openSockets opens the BPF programs that list sockets, unless they are not
 // wanted.
-func (r *run) openSockets() {
+func (r *run) openSockets(alone bool) {
 	o := r.e.options
 	if o.NoBPF || o.ProcRoot != DefaultRoot {
 		return
@@ -25,7 +25,7 @@ func (r *run) openSockets() {
 	if self, readErr := os.Readlink(o.ProcRoot + "/self"); readErr != nil || self != strconv.Itoa(os.Getpid()) {
 		err = fmt.Errorf("%s is of another pid namespace", o.ProcRoot)
 	} else {
-		r.sockets, err = bpf.OpenSockets(bpf.SocketsOptions{})
+		r.sockets, err = bpf.OpenSockets(bpf.SocketsOptions{Alone: alone})
 	}
 	if err != nil {
 		r.sockets = nil

@@ -36,7 +36,7 @@ func (c *claims) add(one claim) {
 	if one.socket.Inode == 0 {
 		return // no socket has that
 	}
-	if c.n >= len(c.places)/2 { // fuller, the way to the next free place is long
+	if c.n >= len(c.places)/8*7 {
 		old := c.places
 		c.places = make([]claim, max(1<<10, 2*len(old)))
 		for i := 0; i < len(c.places); i += os.Getpagesize() / int(unsafe.Sizeof(claim{})) {

@@ -87,7 +87,7 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 	if err := r.lookInto(ctx); err != nil {
 		return nil, err
 	}
-	r.openSockets()
+	r.openSockets(false)
 	start := time.Now()
 	var owners *ownerSearch
 	if r.wantsOwners() {

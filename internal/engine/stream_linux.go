@@ -15,7 +15,8 @@ import (
 // owners are wanted; not for databases, nor for the memory of connections with
 // owners. When connections come and go meanwhile one may be missed. A
 // Connection is the callee's until it returns. An error of visit ends it. The
-// Snapshot has no connections, only what is to be said of the run.
+// Snapshot has no connections, only what is to be said of the run. The process is
+// taken to have nothing else to do meanwhile (Alone of bpf.SocketsOptions).
 func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection) error) (*Snapshot, error) {
 	r, err := e.begin(req)
 	if err != nil {
@@ -24,7 +25,7 @@ func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection
 	defer r.close()
 	// What the kernel filters, sock_diag lists quicker.
 	if r.wantsOwners() || !r.req.Memory && r.req.Filter.Kernel(conn.KernelSupport{}) == nil {
-		r.openSockets()
+		r.openSockets(true)
 	}
 	if r.wantsOwners() && (r.sockets == nil || r.req.Memory || len(req.Databases) > 0 || r.req.Filter.States()&^conn.Connections != 0) {
 		return e.visitScan(ctx, req, visit)

@@ -40,8 +40,10 @@ up, however long the peer is gone.`,
 					a.say("scan does not ask peers, so nothing is %s to it; check does", v)
 				}
 			}
-			if a.common.output != "table" || a.common.noBPF { // else there is next to no garbage
+			if a.common.output != "table" || a.common.noBPF {
 				saveMemory(os.Getenv)
+			} else { // there is next to no garbage
+				collectAt(400, os.Getenv)
 			}
 			return a.stream(cmd.Context(), a.engine(), req)
 		},

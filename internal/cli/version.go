@@ -14,8 +14,12 @@ func version() string {
 // saveMemory makes the collector run often, for commands that keep a table of
 // connections: it holds no pointers, so collecting costs next to nothing, and
 // memory may be what the host is short of. GOGC, where it is set, has its way.
-func saveMemory(getenv func(string) string) {
+func saveMemory(getenv func(string) string) { collectAt(25, getenv) }
+
+// collectAt sets how much garbage makes the collector run, in percent of what
+// is not garbage, unless GOGC does.
+func collectAt(percent int, getenv func(string) string) {
 	if getenv("GOGC") == "" {
-		debug.SetGCPercent(25)
+		debug.SetGCPercent(percent)
 	}
 }

@@ -101,7 +101,11 @@ func (c *guardedConn) ResetSession(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	return tryOnly(c.engine, func() error { return r.ResetSession(ctx) })
+	err := tryOnly(c.engine, func() error { return r.ResetSession(ctx) })
+	if err != nil {
+		return errors.Join(err, driver.ErrBadConn) // after any other error the pool goes on with it
+	}
+	return nil
 }
 
 // IsValid is called when the pool gets the connection back.

@@ -18,6 +18,7 @@ import (
 type attachment struct {
 	*journal.Attachment
 	about attach.About
+	given map[conn.ID]uint16 // with its rule: what hooks gave and nobody has noted yet, where that matters
 }
 
 // attachments reads all of them, the oldest first. Close them.
@@ -29,7 +30,7 @@ func (e *Engine) attachments() (list []attachment, err error) {
 			err = errors.Join(err, fmt.Errorf("attachment %s: %w", f.ID, badErr), f.Close())
 			continue
 		}
-		list = append(list, attachment{f, about})
+		list = append(list, attachment{Attachment: f, about: about})
 	}
 	slices.SortFunc(list, func(a, b attachment) int {
 		return cmp.Or(a.about.At.Compare(b.about.At), cmp.Compare(a.ID, b.ID))
@@ -49,11 +50,17 @@ func (a attachment) removeIfEmpty() error {
 // enforces reports whether a connection has a policy of the attachment that its
 // program cannot weaken.
 func (a attachment) enforces(id conn.ID) bool {
-	s, ok := a.Socket(id)
-	return ok && int(s.Rule) < len(a.about.Rules) && a.about.Rules[s.Rule].Enforce
+	rule, ok := a.given[id]
+	if s, noted := a.Socket(id); noted {
+		rule, ok = s.Rule, true
+	}
+	return ok && int(rule) < len(a.about.Rules) && a.about.Rules[rule].Enforce
 }
 
 func (a attachment) has(id conn.ID) bool {
+	if _, ok := a.given[id]; ok {
+		return true
+	}
 	_, ok := a.Socket(id)
 	return ok
 }

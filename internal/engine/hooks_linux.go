@@ -315,6 +315,23 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 	return a.Applied(ids)
 }
 
+// givenBy are the connections that got their policy from the hooks of an
+// attachment, with its rule, for who may not note them.
+func (e *Engine) givenBy(ctx context.Context, a attachment) (map[conn.ID]uint16, error) {
+	hooks, err := e.hooksOf(hooksPrefix(a.ID))
+	defer closeHooks(hooks)
+	given := map[conn.ID]uint16{}
+	for _, h := range hooks {
+		if h.Damaged == nil {
+			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
+				given[c.ID] = a.ruleOf(h.Label.Rules[c.Rule])
+				return nil
+			}))
+		}
+	}
+	return given, err
+}
+
 // ruleOf is the rule of an attachment that a rule of one of its hooks is of.
 func (a attachment) ruleOf(rule bpf.Rule) uint16 {
 	return uint16(max(0, slices.IndexFunc(a.about.Rules, func(r attach.Rule) bool {

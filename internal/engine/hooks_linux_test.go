@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -151,6 +152,14 @@ func TestAttachNew(t *testing.T) {
 				t.Errorf("%+v", a)
 			}
 			m.do("make", "1 40 5 4 0")
+			dry := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), DryRun: true, Rules: []AttachRule{{Policy: minute()}}}))(t)
+			taken := []TakenOver{{a.ID, 4}}
+			if enforce {
+				taken = nil
+			}
+			if !slices.Equal(dry.TakenOver, taken) || (dry.Failed == 4) != enforce {
+				t.Errorf("dry run: %d failed, %+v taken over", dry.Failed, dry.TakenOver)
+			}
 			weakened := "0 1000 5 4 0"
 			if enforce {
 				weakened = "1 40 5 4 0"

@@ -67,9 +67,9 @@ func (m *making) create(req AttachRequest) error {
 	}
 }
 
-// findOlder finds the other attachments there are: as their files are, for a dry
-// run, else without the sockets that have ended, and with those that hooks have
-// given a policy meanwhile.
+// findOlder finds the other attachments there are, with the sockets that hooks
+// have given a policy meanwhile; without those that have ended unless it is for
+// a dry run, which writes nothing.
 func (m *making) findOlder(ctx context.Context, dry bool) error {
 	all, err := m.e.attachments()
 	slices.Reverse(all)
@@ -80,13 +80,18 @@ func (m *making) findOlder(ctx context.Context, dry bool) error {
 			m.older = append(m.older, a)
 		}
 	}
-	if dry {
-		return err
-	}
-	for _, a := range m.older {
-		if a.hooked() {
+	for n, a := range m.older {
+		switch {
+		case !a.hooked():
+		case dry:
+			given, hookErr := m.e.givenBy(ctx, a)
+			m.older[n].given, err = given, errors.Join(err, hookErr)
+		default:
 			err = errors.Join(err, m.e.adopt(ctx, a))
 		}
+	}
+	if dry {
+		return err
 	}
 	if err != nil || len(m.older) == 0 {
 		return err
@@ -122,7 +127,7 @@ func (m *making) takenOver(r *run, items []attach.Item, rows []uint32) (list []T
 	return list
 }
 
-func (m *making) attachment() attachment { return attachment{m.file, m.about} }
+func (m *making) attachment() attachment { return attachment{Attachment: m.file, about: m.about} }
 
 // run is what changes sockets.
 func (m *making) run() attach.Run {

@@ -203,17 +203,15 @@ func (e *Engine) unhook(prefix string) error {
 // hold keeps programs from weakening the policy on the connections that there
 // were before the hooks.
 func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uint32) error {
-	enforced := func(h hookRules, rule uint16) bool {
+	hookOf := map[uint16]int{} // by rule, of those that are enforced
+	for at, h := range hooks {
 		for n, r := range h.rules {
-			if r.Enforce && h.of[n] == rule {
-				return true
+			if r.Enforce {
+				hookOf[h.of[n]] = at
 			}
 		}
-		return false
 	}
-	if !slices.ContainsFunc(hooks, func(h hookRules) bool {
-		return slices.ContainsFunc(h.rules, func(r bpf.Rule) bool { return r.Enforce })
-	}) {
+	if len(hookOf) == 0 {
 		return nil
 	}
 	made, err := r.e.hooksOf(hooksPrefix(id))
@@ -225,8 +223,8 @@ func (r *run) hold(id string, hooks []hookRules, items []attach.Item, rows []uin
 	defer taker.Close()
 	for n, it := range items {
 		o := r.snap.outcomes[rows[n]]
-		at := slices.IndexFunc(hooks, func(h hookRules) bool { return enforced(h, it.Rule) })
-		if at < 0 || !o.Done {
+		at, enforced := hookOf[it.Rule]
+		if !enforced || !o.Done {
 			continue
 		}
 		name := hookID(id, at)
@@ -318,18 +316,25 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 // givenBy are the connections that got their policy from the hooks of an
 // attachment, with its rule, for who may not note them.
 func (e *Engine) givenBy(ctx context.Context, a attachment) (map[conn.ID]uint16, error) {
-	hooks, err := e.hooksOf(hooksPrefix(a.ID))
-	defer closeHooks(hooks)
 	given := map[conn.ID]uint16{}
+	err := e.eachGiven(ctx, hooksPrefix(a.ID), func(h *bpf.Hook, c bpf.Changed) { given[c.ID] = a.ruleOf(h.Label.Rules[c.Rule]) })
+	return given, err
+}
+
+// eachGiven visits the connections that have their policy from the hooks whose
+// IDs begin so (hooksOf).
+func (e *Engine) eachGiven(ctx context.Context, prefix string, visit func(*bpf.Hook, bpf.Changed)) error {
+	hooks, err := e.hooksOf(prefix)
+	defer closeHooks(hooks)
 	for _, h := range hooks {
 		if h.Damaged == nil {
 			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
-				given[c.ID] = a.ruleOf(h.Label.Rules[c.Rule])
+				visit(h, c)
 				return nil
 			}))
 		}
 	}
-	return given, err
+	return err
 }
 
 // ruleOf is the rule of an attachment that a rule of one of its hooks is of.
@@ -367,15 +372,5 @@ func (a *Attachment) count(h *bpf.Hook) error {
 
 // hookedSockets adds the connections that have their policy from any hook.
 func (e *Engine) hookedSockets(ctx context.Context, ids map[conn.ID]bool) error {
-	hooks, err := bpf.Hooks(e.options.HookDir)
-	defer closeHooks(hooks)
-	for _, h := range hooks {
-		if h.Damaged == nil {
-			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
-				ids[c.ID] = true
-				return nil
-			}))
-		}
-	}
-	return err
+	return e.eachGiven(ctx, "", func(_ *bpf.Hook, c bpf.Changed) { ids[c.ID] = true })
 }

@@ -227,17 +227,12 @@ func (e *Engine) enforcedPrograms(ctx context.Context) (map[conn.ID]string, erro
 	if e.options.NoBPF || !mayUseBPF() {
 		return nil, nil
 	}
-	hooks, err := e.hooksOf(runHook)
-	defer closeHooks(hooks)
 	ids := map[conn.ID]string{}
-	for _, h := range hooks {
-		if h.Damaged == nil && h.Label.Enforces() {
-			err = errors.Join(err, h.Changed(ctx, func(c bpf.Changed) error {
-				ids[c.ID] = h.Label.ID
-				return nil
-			}))
+	err := e.eachGiven(ctx, runHook, func(h *bpf.Hook, c bpf.Changed) {
+		if h.Label.Enforces() {
+			ids[c.ID] = h.Label.ID
 		}
-	}
+	})
 	return ids, err
 }
 

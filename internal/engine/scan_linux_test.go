@@ -80,16 +80,21 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// loopback is the client's end of a connection within this host.
+func loopback(t *testing.T) net.Conn {
+	t.Helper()
+	l := must(net.Listen("tcp4", "127.0.0.1:0"))(t)
+	c := must(net.Dial("tcp4", l.Addr().String()))(t)
+	s := must(l.Accept())(t)
+	t.Cleanup(func() { _, _, _ = c.Close(), s.Close(), l.Close() })
+	return c
+}
+
 // Who is not root sees connections, and the owners of none but his own.
 func TestScanUnprivileged(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	l := must(net.Listen("tcp4", "127.0.0.1:0"))(t)
-	defer func() { _ = l.Close() }()
-	c := must(net.Dial("tcp4", l.Addr().String()))(t)
-	defer func() { _ = c.Close() }()
-	s := must(l.Accept())(t)
-	defer func() { _ = s.Close() }()
+	c := loopback(t)
 	w := &world{t: t, dir: runtimeDir(t)}
 	cmd := asNobody(w.child(role{Do: "scan", Kin: true, Netns: "current", Filter: "src " + c.LocalAddr().String()}))
 	list, last := lines(t, cmd)
@@ -105,10 +110,7 @@ func TestScanUnprivileged(t *testing.T) {
 func TestHiddenOwner(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	l := must(net.Listen("tcp4", "127.0.0.1:0"))(t)
-	defer func() { _ = l.Close() }()
-	c := must(net.Dial("tcp4", l.Addr().String()))(t)
-	defer func() { _ = c.Close() }()
+	c := loopback(t)
 	w := &world{t: t, dir: must(os.MkdirTemp("/tmp", "deadpeer-test-"))(t)}
 	defer func() { _ = os.RemoveAll(w.dir) }()
 	ok(t, os.Chown(w.dir, nobody, nobody))

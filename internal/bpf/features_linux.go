@@ -106,7 +106,7 @@ func try(name, detail string, do func() error) Feature {
 // brief leaves the verifier's log out.
 func brief(err error) string {
 	if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
-		return fmt.Sprintf("%v", v.Cause)
+		return fmt.Sprintf("the kernel refuses the program: %v", v.Cause)
 	}
 	return err.Error()
 }

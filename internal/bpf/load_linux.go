@@ -32,6 +32,18 @@ func load(spec *ebpf.CollectionSpec, objects any) error {
 	return nil
 }
 
+// old reports whether the kernel is too old beyond doubt. That it is new enough
+// its number does not tell: distributions bring features to older ones.
+func old() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return n == 2 && (major < 5 || major == 5 && minor <= 10)
+}
+
 // explain adds to a refusal what is needed.
 func explain(err error) error {
 	var rejected *ebpf.VerifierError
@@ -39,7 +51,10 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM):
-		// The library blames RLIMIT_MEMLOCK, which since Linux 5.11 has no part in it.
+		// Up to Linux 5.10 EPERM is RLIMIT_MEMLOCK as well, and no rights help.
+		if old() {
+			return fmt.Errorf("use BPF: %w (a kernel of 5.15 or later is needed)", errors.ErrUnsupported)
+		}
 		return fmt.Errorf("use BPF: %w (needs root, or CAP_BPF and CAP_PERFMON, hooks CAP_NET_ADMIN too, all outside of user namespaces)", unix.EPERM)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w (%w: a kernel with CONFIG_BPF_SYSCALL is needed)", err, errors.ErrUnsupported)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strconv"
@@ -50,9 +51,17 @@ func (s *stage) build(world *testnet.Net, situation forecast.Situation) {
 	s.link, err = world.Connect(s.us, s.peer)
 	ok(t, err)
 	set := func(name string, value int64) {
-		if value != 0 {
-			ok(t, s.us.SetSysctl("net.ipv4."+name, strconv.FormatInt(max(0, value), 10)))
+		if value == 0 {
+			return
 		}
+		err := s.us.SetSysctl("net.ipv4."+name, strconv.FormatInt(max(0, value), 10))
+		if errors.Is(err, fs.ErrNotExist) && value < 0 {
+			err = nil // as in kernels without it
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			t.Skipf("this kernel has no %s", name)
+		}
+		ok(t, err)
 	}
 	set("tcp_retries2", int64(s.in.Retries2))
 	if situation == forecast.SituationSynReceived {
@@ -60,7 +69,11 @@ func (s *stage) build(world *testnet.Net, situation forecast.Situation) {
 	} else {
 		set("tcp_syn_retries", int64(s.in.SYNRetries))
 	}
-	set("tcp_syn_linear_timeouts", int64(s.in.SYNLinear))
+	if linear := int64(s.in.SYNLinear); situation == forecast.SituationSynSent && linear == 0 {
+		set("tcp_syn_linear_timeouts", 4) // the default, where there is one
+	} else {
+		set("tcp_syn_linear_timeouts", linear)
+	}
 	set("tcp_orphan_retries", int64(s.in.OrphanRetries))
 	set("tcp_fin_timeout", int64(s.in.FinTimeout/time.Second))
 	set("tcp_rto_max_ms", s.in.RTOMax.Milliseconds())

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"slices"
@@ -43,7 +44,12 @@ func TestForecastFound(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			for name, value := range sysctls {
-				ok(t, w.server.SetSysctl("net.ipv4."+name, value))
+				err := w.server.SetSysctl("net.ipv4."+name, value)
+				if errors.Is(err, fs.ErrNotExist) {
+					t.Logf("this kernel has no %s", name)
+					continue
+				}
+				ok(t, err)
 			}
 			w.foretell(w.predicaments())
 		})

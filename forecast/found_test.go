@@ -42,7 +42,7 @@ func randomCase(r *rand.Rand) foundCase {
 		c.situation, c.what = forecast.SituationFinWait1, forecast.FIN
 	case 2:
 		c.situation, c.what = forecast.SituationSynReceived, forecast.SYNACK
-		c.timeout = func(n int) time.Duration { return min(time.Second<<n, 120*time.Second) }
+		c.timeout = func(n int) time.Duration { return doubled(time.Second, n) }
 	default:
 		c.situation, c.what = forecast.SituationSynSent, forecast.SYN
 		c.timeout = func(n int) time.Duration { return doubled(time.Second, max(0, n-max(0, c.in.SYNLinear))) }

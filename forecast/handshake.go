@@ -56,10 +56,9 @@ func (h handshake) backedOff(r *run, n int) int64 {
 	return backedOff(r.ticks(synTimeout), max(0, n-h.SYNLinear), r.ticks(h.RTOMax))
 }
 
-// accept is SYN-RECEIVED (reqsk_timer_handler). Nobody is told, and
-// tcp_rto_max_ms has no say.
+// accept is SYN-RECEIVED (reqsk_timer_handler). Nobody is told.
 func (h handshake) accept(r *run) {
-	timeout := func(n int) int64 { return backedOff(r.ticks(synTimeout), n, r.ticks(defaultRTOMax)) }
+	timeout := func(n int) int64 { return backedOff(r.ticks(synTimeout), n, r.ticks(h.RTOMax)) }
 	n := h.Retransmits
 	if h.found() {
 		r.resume(h.TimerIn, inTimer(timeout(n)))

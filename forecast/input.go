@@ -64,7 +64,8 @@ type Input struct {
 	// first retransmission); 0 means RTT + 200 ms, which is what a steady
 	// connection comes to.
 	RTO time.Duration
-	// RTOMax is tcp_rto_max_ms or TCP_RTO_MAX_MS; 0 means 120 s.
+	// RTOMax is tcp_rto_max_ms or TCP_RTO_MAX_MS; 0 means 120 s. Before Linux
+	// 6.19 it is 120 s in syn-received, whatever those say.
 	RTOMax time.Duration
 	// Packets is how many segments are in flight; 0 means 1.
 	Packets int

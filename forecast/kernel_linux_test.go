@@ -64,6 +64,10 @@ func kernelCases() (list []kernelCase) {
 	const s = time.Second
 	add := func(situation forecast.Situation, inputs ...forecast.Input) {
 		for _, in := range inputs {
+			if in.RTOMax != 0 && !has("tcp_rto_max_ms") || // from Linux 6.15 on
+				situation == forecast.SituationSynSent && in.SYNLinear >= 0 && !has("tcp_syn_linear_timeouts") { // from 6.5 on
+				continue
+			}
 			list = append(list, kernelCase{situation: situation, in: in})
 		}
 	}

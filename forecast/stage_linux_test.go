@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -18,6 +18,7 @@ import (
 	"deadpeer/forecast"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/jiffies"
+	"deadpeer/internal/linux"
 	"deadpeer/internal/sockdiag"
 	"deadpeer/internal/testnet"
 )
@@ -40,6 +41,12 @@ type stage struct {
 	foundAt time.Duration   // on CLOCK_MONOTONIC
 }
 
+// has reports whether the kernel has the sysctl of TCP.
+func has(name string) bool {
+	_, err := os.Stat("/proc/sys/net/ipv4/" + name)
+	return err == nil
+}
+
 // build makes the hosts, with the sysctls that the input says.
 func (s *stage) build(world *testnet.Net, situation forecast.Situation) {
 	t := s.t
@@ -51,17 +58,9 @@ func (s *stage) build(world *testnet.Net, situation forecast.Situation) {
 	s.link, err = world.Connect(s.us, s.peer)
 	ok(t, err)
 	set := func(name string, value int64) {
-		if value == 0 {
-			return
+		if value != 0 && (value > 0 || has(name)) {
+			ok(t, s.us.SetSysctl("net.ipv4."+name, strconv.FormatInt(max(0, value), 10)))
 		}
-		err := s.us.SetSysctl("net.ipv4."+name, strconv.FormatInt(max(0, value), 10))
-		if errors.Is(err, fs.ErrNotExist) && value < 0 {
-			err = nil // as in kernels without it
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			t.Skipf("this kernel has no %s", name)
-		}
-		ok(t, err)
 	}
 	set("tcp_retries2", int64(s.in.Retries2))
 	if situation == forecast.SituationSynReceived {
@@ -69,14 +68,13 @@ func (s *stage) build(world *testnet.Net, situation forecast.Situation) {
 	} else {
 		set("tcp_syn_retries", int64(s.in.SYNRetries))
 	}
-	if linear := int64(s.in.SYNLinear); situation == forecast.SituationSynSent && linear == 0 {
-		set("tcp_syn_linear_timeouts", 4) // the default, where there is one
-	} else {
-		set("tcp_syn_linear_timeouts", linear)
-	}
+	set("tcp_syn_linear_timeouts", int64(s.in.SYNLinear))
 	set("tcp_orphan_retries", int64(s.in.OrphanRetries))
 	set("tcp_fin_timeout", int64(s.in.FinTimeout/time.Second))
 	set("tcp_rto_max_ms", s.in.RTOMax.Milliseconds())
+	if situation == forecast.SituationSynReceived && linux.Before(6, 19) {
+		s.in.RTOMax = 0
+	}
 	if s.in.NoLossProbe {
 		ok(t, s.us.SetSysctl("net.ipv4.tcp_early_retrans", "0"))
 	}

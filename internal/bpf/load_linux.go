@@ -8,6 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"deadpeer/internal/linux"
 )
 
 // Allowed finds out cheaply whether BPF may be used at all: making a hash map
@@ -32,18 +34,6 @@ func load(spec *ebpf.CollectionSpec, objects any) error {
 	return nil
 }
 
-// old reports whether the kernel is too old beyond doubt. That it is new enough
-// its number does not tell: distributions bring features to older ones.
-func old() bool {
-	var u unix.Utsname
-	var major, minor int
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	return n == 2 && (major < 5 || major == 5 && minor <= 10)
-}
-
 // explain adds to a refusal what is needed.
 func explain(err error) error {
 	var rejected *ebpf.VerifierError
@@ -52,7 +42,7 @@ func explain(err error) error {
 		return nil
 	case errors.Is(err, unix.EPERM):
 		// Up to Linux 5.10 EPERM is RLIMIT_MEMLOCK as well, and no rights help.
-		if old() {
+		if linux.Before(5, 11) {
 			return fmt.Errorf("use BPF: %w (a kernel of 5.15 or later is needed)", errors.ErrUnsupported)
 		}
 		return fmt.Errorf("use BPF: %w (needs root, or CAP_BPF and CAP_PERFMON, hooks CAP_NET_ADMIN too, all outside of user namespaces)", unix.EPERM)

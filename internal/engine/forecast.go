@@ -101,6 +101,7 @@ func (c *Connection) waiting(in *forecast.Input) (situation forecast.Situation, 
 		return forecast.SituationSynSent, c.Known
 	case conn.SynReceived, conn.NewSynReceived:
 		in.SYNRetries = limitOr(c.snap.kernel.limits[s.NetNS].synackRetries)
+		in.RTOMax = c.snap.kernel.limits[s.NetNS].synackMax
 		return forecast.SituationSynReceived, !s.HasInfo // not yet a socket of its own
 	case conn.Established, conn.CloseWait:
 		situation, ok = forecast.SituationInFlight, c.Known

@@ -30,7 +30,7 @@ func readKernel() kernel {
 // are given up, as their files have them.
 type limits struct {
 	retries2, orphanRetries, synRetries, synackRetries, synLinear int
-	finTimeout, rtoMax                                            time.Duration
+	finTimeout, rtoMax, synackMax                                 time.Duration
 	noLossProbe                                                   bool
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"deadpeer/internal/linux"
 	"deadpeer/internal/netns"
 )
 
@@ -36,6 +37,9 @@ func readLimits(n *netns.NS) (l limits, err error) {
 			}
 		}
 		l.finTimeout, l.rtoMax = time.Duration(fin)*time.Second, time.Duration(rtoMax)*time.Millisecond
+		if l.synackMax = l.rtoMax; linux.Before(6, 19) {
+			l.synackMax = 120 * time.Second // TCP_RTO_MAX
+		}
 		l.noLossProbe = early != 3 && early != 4 // tcp_schedule_loss_probe
 		return nil
 	})

@@ -11,7 +11,7 @@ SYSTEMS  := linux/amd64 linux/arm64 darwin/arm64 windows/amd64 freebsd/amd64 ope
 VCS      := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-windows format vet bench bench-databases bench-heartbeat forecast-report lint generate fuzz man clean survey-report
+.PHONY: help demo build test test-kernels test-windows format vet bench bench-databases bench-heartbeat forecast-report lint generate fuzz man clean survey-report
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 17
@@ -27,6 +27,9 @@ test: ## check generated files and format, vet for every OS, build, run all test
 	@.ci/generated $(GO)
 	@$(MAKE) --no-print-directory format vet build
 	@.ci/tests $(GO) $(TESTFLAGS)
+
+test-kernels: ## run what depends on the kernel under those of Debian 12, or KERNELS="...", in QEMU (half an hour)
+	test/kernels/run $(KERNELS)
 
 test-windows: ## run what there is for Windows under Wine; make test does so, too
 	@.ci/packages

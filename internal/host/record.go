@@ -142,6 +142,9 @@ func (h *Host) load() (*record, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w (needs root)", err)
+		}
 		return nil, fmt.Errorf("read journal: %w", err)
 	}
 	path, _ := h.sys.file()

@@ -294,4 +294,32 @@ func TestOpenName(t *testing.T) {
 	if _, err := netns.FromName("nosuch-namespace"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/run/netns") {
 		t.Errorf("a name that there is not: %v", err)
 	}
+	home, done := own(t), make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread, which sees another /run, ends with the goroutine
+		done <- func() error {
+			const name = netns.NamedDir + "/blue"
+			if err := errors.Join(
+				unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("run", "/run", "tmpfs", 0, ""),
+				os.Mkdir(netns.NamedDir, 0o755), os.WriteFile(name, nil, 0o600),
+				unix.Unshare(unix.CLONE_NEWNET), unix.Mount("/proc/thread-self/ns/net", name, "", unix.MS_BIND, ""),
+			); err != nil {
+				return err
+			}
+			want, err := here()
+			if err != nil {
+				return err
+			}
+			n, err := netns.FromName("blue")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = n.Close() }()
+			if n.Inode() != want || want == home || n.Name() != name {
+				t.Errorf("opened %s, inode %d, want %s, %d; home is %d", n.Name(), n.Inode(), name, want, home)
+			}
+			return nil
+		}()
+	}()
+	check(t, <-done)
 }

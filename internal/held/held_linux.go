@@ -130,6 +130,9 @@ func (t *Taker) duplicate(o conn.Owner) (Socket, Refusal) {
 		return Socket{-1}, refusal
 	}
 	fd, err := unix.PidfdGetfd(pidfd, int(o.FD), 0)
+	if err == unix.EPERM && unix.PidfdSendSignal(pidfd, 0, nil, 0) == unix.ESRCH {
+		err = unix.ESRCH // Yama refuses to look into a process that has ended (yama_ptrace_access_check)
+	}
 	if err != nil {
 		if err == unix.ESRCH {
 			t.forget(o.PID)
@@ -173,6 +176,9 @@ func (t *Taker) pidfd(pid int32) (int, Refusal) {
 		return fd, None
 	}
 	fd, err := unix.PidfdOpen(int(pid), 0)
+	if err == unix.EINVAL {
+		err = unix.ESRCH // older kernels say so of a process that is just ending (pidfd_create)
+	}
 	if err != nil {
 		return -1, refusalOf(err)
 	}

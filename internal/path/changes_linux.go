@@ -46,6 +46,17 @@ func (c *changes) addPrefix(p netip.Prefix) {
 	c.lengths[p.Bits()] = true
 }
 
+// add adds the other set.
+func (c *changes) add(other *changes) {
+	c.ipv4, c.ipv6 = c.ipv4 || other.ipv4, c.ipv6 || other.ipv6
+	for p := range other.prefixes {
+		c.addPrefix(p)
+	}
+	for i := range other.interfaces {
+		c.addInterface(i)
+	}
+}
+
 // affects reports whether the route to a peer is in the set.
 func (c *changes) affects(k key, r Route) bool {
 	if k.peer.Is4() && c.ipv4 || k.peer.Is6() && c.ipv6 {

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -213,4 +214,48 @@ func TestGenerationRisesWhenNotificationsAreLost(t *testing.T) {
 	if r := s.route("192.0.2.9"); r.Hop != h.far {
 		t.Errorf("route %+v, want %+v", r, h.far)
 	}
+}
+
+// What the kernel tells before lookups see it is seen all the same. Here it
+// tells nothing of the change itself, only before that something happened.
+func TestLooksAgain(t *testing.T) {
+	f := families()[0]
+	s := newScene(t)
+	h := s.hops(f)
+	s.ok(s.host.LinkDown(s.uplink))
+	linkdown := func(ignore string) {
+		s.ok(s.host.SetSysctl("net.ipv4.conf."+s.eth.Attrs().Name+".ignore_routes_with_linkdown", ignore))
+	}
+	noticed := func(attempt byte) bool {
+		linkdown("0")
+		s.settle()
+		s.eventually("see the route", func() bool { return s.route(f.far).Hop == h.far })
+		before := s.paths.Generation(h.far)
+		s.paths.mu.Lock()
+		s.paths.world.pending.addPrefix(netip.PrefixFrom(netip.MustParseAddr(f.far), 32))
+		s.paths.mu.Unlock()
+		s.ok(s.nl.NeighSet(&netlink.Neigh{LinkIndex: s.side.Attrs().Index, IP: net.IPv4(192, 0, 2, attempt), State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, attempt}}))
+		s.eventually("look for the first time", func() bool {
+			s.paths.mu.RLock()
+			defer s.paths.mu.RUnlock()
+			return s.paths.world.pending.empty()
+		})
+		time.Sleep(10 * time.Millisecond)
+		if s.paths.Generation(h.far) != before {
+			t.Fatal("the generation rose before anything changed")
+		}
+		linkdown("1")
+		for end := time.Now().Add(2 * late); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			if s.paths.Generation(h.far) > before {
+				return true
+			}
+		}
+		return false
+	}
+	for attempt := range byte(3) { // a machine that is busy for a second may miss the last look
+		if noticed(1 + attempt) {
+			return
+		}
+	}
+	t.Error("it did not look again")
 }

@@ -75,11 +75,52 @@ func (w *watcher) release() error {
 	return w.asker.close()
 }
 
+// The kernel tells of some changes before lookups see them: of an IPv4 route
+// that is deleted before it is taken away (fib_table_delete), of an IPv6 route
+// that is added before its node is marked (fib6_add_rt2node). Usually that is
+// nanoseconds; the thread that makes the change may be stopped in between. So
+// what may have changed is looked at again, twice.
+const (
+	soon = 50 * time.Millisecond
+	late = time.Second
+)
+
+// again is what to look at again, and when; empty, nothing.
+type again struct {
+	changes
+	due time.Time
+}
+
+func (a *again) add(c *changes, delay time.Duration) {
+	if !c.empty() && a.empty() {
+		a.due = time.Now().Add(delay)
+	}
+	a.changes.add(c)
+}
+
+// take empties it if it is due.
+func (a *again) take() (c changes) {
+	if !a.empty() && !time.Now().Before(a.due) {
+		c, *a = a.changes, again{}
+	}
+	return c
+}
+
 func (w *watcher) run() {
+	var second, third again
 	for {
-		lost, err := w.receive()
-		if err != nil {
+		var wake time.Time // never
+		for _, a := range []*again{&third, &second} {
+			if !a.empty() && (wake.IsZero() || a.due.Before(wake)) {
+				wake = a.due
+			}
+		}
+		if w.events.SetReadDeadline(wake) != nil {
 			return // closed
+		}
+		lost, err := w.receive()
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
 		}
 		for lost {
 			w.doubt()
@@ -91,7 +132,14 @@ func (w *watcher) run() {
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
-		w.recheck()
+		first := w.pending()
+		w.recheck(&first)
+		again := second.take()
+		w.recheck(&again)
+		last := third.take()
+		w.recheck(&last)
+		second.add(&first, soon)
+		third.add(&again, late)
 	}
 }
 
@@ -185,21 +233,25 @@ func (w *watcher) look(ctx context.Context) error {
 	return errors.New("list interfaces, addresses and neighbours: they never stopped changing")
 }
 
+// pending takes what the notifications said.
+func (w *watcher) pending() (c changes) {
+	w.paths.mu.Lock()
+	defer w.paths.mu.Unlock()
+	c, w.paths.world.pending = w.paths.world.pending, changes{}
+	return c
+}
+
 // recheck asks again for the routes that may have changed. A hop that a peer's
 // route has left gets a new generation.
-func (w *watcher) recheck() {
+func (w *watcher) recheck(c *changes) {
 	p := w.paths
-	p.mu.Lock()
-	pending := p.world.pending
-	p.world.pending = changes{}
-	p.mu.Unlock()
-	if pending.empty() {
+	if c.empty() {
 		return
 	}
 	before := map[key]Route{}
 	p.mu.RLock()
 	for k, r := range p.routes {
-		if pending.affects(k, r) {
+		if c.affects(k, r) {
 			before[k] = r
 		}
 	}

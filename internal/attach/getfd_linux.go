@@ -86,6 +86,7 @@ func (c *Change) check(fd uintptr) error {
 // then reports.
 func (d *Duplicates) each(ctx context.Context, n int, target func(i int) *Target, do func(i int, fd uintptr) error, report func(i int, err error)) {
 	errs := make([]error, n)
+	defer held.Spare(workers)()
 	var wg sync.WaitGroup
 	for w, t := range d.takers {
 		from, to := w*n/workers, (w+1)*n/workers

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/journal"
 	"deadpeer/internal/path"
 	"deadpeer/internal/probe"
@@ -109,6 +110,7 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 	if hold > MaxAsking || r.req.Timeout > MaxAsking-hold {
 		return fmt.Errorf("ask for %s and %s: longer than %s", hold, r.req.Timeout, MaxAsking)
 	}
+	defer held.Spare(askers)()
 	r.snap.table.startAsking()
 	r.snap.Asked = true
 	r.e.asking.Lock()

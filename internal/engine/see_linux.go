@@ -11,6 +11,7 @@ import (
 
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/held"
 	"deadpeer/internal/netns"
 	"deadpeer/internal/path"
 	"deadpeer/internal/probe"
@@ -532,6 +533,7 @@ func (r *run) parallel(rows []uint32, work func(worker int, a *probe.Asker, part
 	if len(rows) == 0 {
 		return
 	}
+	defer held.Spare(askers)()
 	var wg sync.WaitGroup
 	size := (len(rows) + askers - 1) / askers
 	for w := range askers {

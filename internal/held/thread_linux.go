@@ -25,6 +25,19 @@ func AsDeadpeer(f func()) {
 	f()
 }
 
+// Spare gives Go one processor more than workers that call the kernel side by
+// side, until done is called. With none idle, the runtime takes theirs away
+// every 20 µs while they are in the kernel, and getting one back costs more
+// than the call: a fifth of the time in all.
+func Spare(workers int) (done func()) {
+	before := runtime.GOMAXPROCS(0)
+	if before > workers {
+		return func() {}
+	}
+	runtime.GOMAXPROCS(workers + 1)
+	return func() { runtime.GOMAXPROCS(before) }
+}
+
 func prctl(option uintptr, name *[16]byte) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_PRCTL, option, uintptr(unsafe.Pointer(name)), 0)
 	return errno

@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 
+	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
-	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
-	"deadpeer/internal/held"
 	"deadpeer/internal/netns"
 	"deadpeer/keepalive"
 )
@@ -100,7 +99,7 @@ func timeApply(ctx context.Context, args []string) error {
 	case "load":
 		took, err = applyBPF(ctx, snap, true)
 	case "pidfd":
-		took, err = applyDuplicates(snap)
+		took, err = applyDuplicates(ctx, snap)
 	default:
 		return fmt.Errorf("no way %q to change connections", args[0])
 	}
@@ -152,58 +151,34 @@ func applyBPF(ctx context.Context, snap *engine.Snapshot, loading bool) (_ time.
 }
 
 // applyDuplicates takes a duplicate to read what is there, and another to
-// change it: between the two the journal is written. As deadpeer does, it has
-// two workers.
-func applyDuplicates(snap *engine.Snapshot) (time.Duration, error) {
-	type target struct {
-		cookie uint64
-		owners []conn.Owner
-		was    keepalive.Settings
-	}
-	list := make([]target, 0, snap.Len())
+// change it, as deadpeer does: between the two it writes the journal.
+func applyDuplicates(ctx context.Context, snap *engine.Snapshot) (took time.Duration, err error) {
+	var targets []attach.Target
 	for c := range snap.All() {
-		list = append(list, target{cookie: c.Sock.Cookie, owners: append([]conn.Owner(nil), c.Owners...)})
+		targets = append(targets, attach.Target{ID: c.Sock.ID(), Owners: slices.Clone(c.Owners)})
 	}
-	takers := [...]*held.Taker{held.New(), held.New()}
-	each := func(do func(t *target, fd uintptr) error) error {
-		var errs [len(takers)]error
-		var wg sync.WaitGroup
-		for w, taker := range takers {
-			part := list[w*len(list)/len(takers) : (w+1)*len(list)/len(takers)]
-			wg.Go(func() {
-				for i := range part {
-					t := &part[i]
-					s, refusal := taker.Take(t.cookie, t.owners)
-					if refusal != held.None {
-						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, refusal)
-						return
-					}
-					err := do(t, uintptr(s.FD))
-					taker.Give(s)
-					if err != nil {
-						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, err)
-						return
-					}
-				}
-			})
+	transport := attach.Getfd()
+	defer transport.Close()
+	changes := make([]attach.Change, len(targets))
+	failed := func(i int, e error) {
+		if e != nil {
+			err = fmt.Errorf("connection %d: %w", targets[i].ID.Cookie, e)
 		}
-		wg.Wait()
-		return errors.Join(errs[:]...)
 	}
 	start := time.Now()
-	err := each(func(t *target, fd uintptr) (err error) {
-		t.was, err = keepalive.GetFD(fd)
-		return err
+	transport.Look(ctx, targets, func(i int, s keepalive.Settings, e error) {
+		failed(i, e)
+		changes[i] = attach.Change{Target: targets[i], Was: s, Settings: keepalive.Settings{KeepAlive: true, Policy: quiet()}}
 	})
 	if err == nil {
-		err = each(func(_ *target, fd uintptr) error { return keepalive.SetFD(fd, quiet()) })
+		transport.Set(ctx, changes, failed)
 	}
-	took := time.Since(start)
+	took = time.Since(start)
+	for i := range changes {
+		changes[i].Settings = changes[i].Was
+	}
 	if err == nil {
-		err = each(func(t *target, fd uintptr) error { return keepalive.RestoreFD(fd, t.was) })
-	}
-	for _, t := range takers {
-		t.Close()
+		transport.Restore(ctx, changes, failed)
 	}
 	return took, err
 }

@@ -60,7 +60,7 @@ func TestCheckLossyHalfDead(t *testing.T) {
 	ok(t, w.toNear.CutPorts(ports(peers[:50])...))
 	ok(t, w.toNear.Lossy(30, 30))
 	r := w.request()
-	r.Timeout = time.Minute
+	r.Timeout = 3 * time.Minute
 	got := w.check(t.Context(), r)
 	expect(t, got, peers[:50], conn.Dead, verdict.WhySilent)
 	expect(t, got, peers[50:], conn.Alive)

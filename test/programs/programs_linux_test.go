@@ -189,7 +189,7 @@ func (p *program) begin(t *testing.T, server, client *testnet.Host, addr netip.A
 		_ = cmd.Wait()
 		kill.Stop()
 	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		c, err := p.connect(t, client, addr)
 		if err == nil {
 			return c.Close() == nil

@@ -73,7 +73,7 @@ func (x *terminal) send(keys string) {
 func (x *terminal) expect(texts ...string) {
 	x.t.Helper()
 	for _, want := range texts {
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			all := x.out.String()
 			if at := strings.Index(all[x.seen:], want); at >= 0 {
 				x.seen += at + len(want)
@@ -89,7 +89,7 @@ func (x *terminal) expect(texts ...string) {
 // foreground waits until the process group has the terminal.
 func (x *terminal) foreground(group int) {
 	x.t.Helper()
-	for end := time.Now().Add(20 * time.Second); must(unix.IoctlGetInt(int(x.master.Fd()), unix.TIOCGPGRP))(x.t) != group; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); must(unix.IoctlGetInt(int(x.master.Fd()), unix.TIOCGPGRP))(x.t) != group; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			x.t.Fatalf("process group %d does not get the terminal", group)
 		}

@@ -5,15 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
-	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
+	"deadpeer/internal/conn"
 	"deadpeer/internal/engine"
+	"deadpeer/internal/held"
 	"deadpeer/internal/netns"
 	"deadpeer/keepalive"
 )
@@ -99,7 +100,7 @@ func timeApply(ctx context.Context, args []string) error {
 	case "load":
 		took, err = applyBPF(ctx, snap, true)
 	case "pidfd":
-		took, err = applyDuplicates(ctx, snap)
+		took, err = applyDuplicates(snap)
 	default:
 		return fmt.Errorf("no way %q to change connections", args[0])
 	}
@@ -151,34 +152,59 @@ func applyBPF(ctx context.Context, snap *engine.Snapshot, loading bool) (_ time.
 }
 
 // applyDuplicates takes a duplicate to read what is there, and another to
-// change it, as deadpeer does: between the two it writes the journal.
-func applyDuplicates(ctx context.Context, snap *engine.Snapshot) (took time.Duration, err error) {
-	var targets []attach.Target
-	for c := range snap.All() {
-		targets = append(targets, attach.Target{ID: c.Sock.ID(), Owners: slices.Clone(c.Owners)})
+// change it: between the two the journal is written. As deadpeer does, it has
+// two workers.
+func applyDuplicates(snap *engine.Snapshot) (time.Duration, error) {
+	type target struct {
+		cookie uint64
+		owners []conn.Owner
+		was    keepalive.Settings
 	}
-	transport := attach.Getfd()
-	defer transport.Close()
-	changes := make([]attach.Change, len(targets))
-	failed := func(i int, e error) {
-		if e != nil {
-			err = fmt.Errorf("connection %d: %w", targets[i].ID.Cookie, e)
+	list := make([]target, 0, snap.Len())
+	for c := range snap.All() {
+		list = append(list, target{cookie: c.Sock.Cookie, owners: append([]conn.Owner(nil), c.Owners...)})
+	}
+	takers := [...]*held.Taker{held.New(), held.New()}
+	defer held.Spare(len(takers))()
+	each := func(do func(t *target, fd uintptr) error) error {
+		var errs [len(takers)]error
+		var wg sync.WaitGroup
+		for w, taker := range takers {
+			part := list[w*len(list)/len(takers) : (w+1)*len(list)/len(takers)]
+			wg.Go(func() {
+				for i := range part {
+					t := &part[i]
+					s, refusal := taker.Take(t.cookie, t.owners)
+					if refusal != held.None {
+						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, refusal)
+						return
+					}
+					err := do(t, uintptr(s.FD))
+					taker.Give(s)
+					if err != nil {
+						errs[w] = fmt.Errorf("connection %d: %w", t.cookie, err)
+						return
+					}
+				}
+			})
 		}
+		wg.Wait()
+		return errors.Join(errs[:]...)
 	}
 	start := time.Now()
-	transport.Look(ctx, targets, func(i int, s keepalive.Settings, e error) {
-		failed(i, e)
-		changes[i] = attach.Change{Target: targets[i], Was: s, Settings: keepalive.Settings{KeepAlive: true, Policy: quiet()}}
+	err := each(func(t *target, fd uintptr) (err error) {
+		t.was, err = keepalive.GetFD(fd)
+		return err
 	})
 	if err == nil {
-		transport.Set(ctx, changes, failed)
+		err = each(func(_ *target, fd uintptr) error { return keepalive.SetFD(fd, quiet()) })
 	}
-	took = time.Since(start)
-	for i := range changes {
-		changes[i].Settings = changes[i].Was
-	}
+	took := time.Since(start)
 	if err == nil {
-		transport.Restore(ctx, changes, failed)
+		err = each(func(t *target, fd uintptr) error { return keepalive.RestoreFD(fd, t.was) })
+	}
+	for _, t := range takers {
+		t.Close()
 	}
 	return took, err
 }

@@ -79,7 +79,7 @@ func TestSetCalls(t *testing.T) {
 	for line := range strings.Lines(string(counted)) {
 		var calls int
 		var name string
-		if n, _ := fmt.Sscan(line, &calls, &name); n != 2 || name == "total" {
+		if n, _ := fmt.Sscan(line, &calls, &name); n != 2 || name == "total" || strings.HasPrefix(name, "???") { // which strace missed
 			continue
 		}
 		// The rest of the division is what the test itself does.

@@ -90,10 +90,11 @@ func loaded(err error, objects interface{ Close() error }) error {
 func try(name, detail string, do func() error) Feature {
 	f := Feature{Name: name}
 	err := do()
+	_, refused := errors.AsType[*ebpf.VerifierError](err)
 	switch {
 	case err == nil:
 		f.OK, f.Detail = true, detail
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission) && !refused:
 		f.Detail, f.Mend = "not permitted", "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 	case errors.Is(err, errors.ErrUnsupported):
 		f.Detail, f.Mend = brief(err), "a kernel of 5.15 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"

@@ -28,7 +28,8 @@ func AsDeadpeer(f func()) {
 // Spare gives Go one processor more than workers that call the kernel side by
 // side, until done is called. With none idle, the runtime takes theirs away
 // every 20 µs while they are in the kernel, and getting one back costs more
-// than the call: a fifth of the time in all.
+// than the call: a fifth of the time in all. From then on Go no longer follows
+// changes of the processors that the process may use (runtime.GOMAXPROCS).
 func Spare(workers int) (done func()) {
 	before := runtime.GOMAXPROCS(0)
 	if before > workers {

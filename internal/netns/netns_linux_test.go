@@ -299,12 +299,18 @@ func TestOpenName(t *testing.T) {
 		runtime.LockOSThread() // never unlocked: the thread, which sees another /run, ends with the goroutine
 		done <- func() error {
 			const name = netns.NamedDir + "/blue"
-			if err := errors.Join(
-				unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("run", "/run", "tmpfs", 0, ""),
-				os.Mkdir(netns.NamedDir, 0o755), os.WriteFile(name, nil, 0o600),
-				unix.Unshare(unix.CLONE_NEWNET), unix.Mount("/proc/thread-self/ns/net", name, "", unix.MS_BIND, ""),
-			); err != nil {
-				return err
+			for _, step := range []func() error{
+				func() error { return unix.Unshare(unix.CLONE_NEWNS) },
+				func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
+				func() error { return unix.Mount("run", "/run", "tmpfs", 0, "") },
+				func() error { return os.Mkdir(netns.NamedDir, 0o755) },
+				func() error { return os.WriteFile(name, nil, 0o600) },
+				func() error { return unix.Unshare(unix.CLONE_NEWNET) },
+				func() error { return unix.Mount("/proc/thread-self/ns/net", name, "", unix.MS_BIND, "") },
+			} {
+				if err := step(); err != nil {
+					return err
+				}
 			}
 			want, err := here()
 			if err != nil {

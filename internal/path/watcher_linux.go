@@ -85,33 +85,41 @@ const (
 	late = time.Second
 )
 
-// again is what to look at again, and when; empty, nothing.
+// again is what to look at again, one to two delays after it was added.
 type again struct {
-	changes
-	due time.Time
+	delay         time.Duration
+	waiting, next changes
+	due           time.Time // for what is waiting; else 0
 }
 
-func (a *again) add(c *changes, delay time.Duration) {
-	if !c.empty() && a.empty() {
-		a.due = time.Now().Add(delay)
+func (a *again) add(c *changes) {
+	if a.next.add(c); a.waiting.empty() {
+		a.turn()
 	}
-	a.changes.add(c)
 }
 
-// take empties it if it is due.
+// take gives what is due.
 func (a *again) take() (c changes) {
-	if !a.empty() && !time.Now().Before(a.due) {
-		c, *a = a.changes, again{}
+	if !a.waiting.empty() && !time.Now().Before(a.due) {
+		c = a.waiting
+		a.turn()
 	}
 	return c
 }
 
+func (a *again) turn() {
+	a.waiting, a.next, a.due = a.next, changes{}, time.Time{}
+	if !a.waiting.empty() {
+		a.due = time.Now().Add(a.delay)
+	}
+}
+
 func (w *watcher) run() {
-	var second, third again
+	second, third := again{delay: soon}, again{delay: late}
 	for {
 		var wake time.Time // never
 		for _, a := range []*again{&third, &second} {
-			if !a.empty() && (wake.IsZero() || a.due.Before(wake)) {
+			if !a.due.IsZero() && (wake.IsZero() || a.due.Before(wake)) {
 				wake = a.due
 			}
 		}
@@ -122,6 +130,7 @@ func (w *watcher) run() {
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
+		anew := lost
 		for lost {
 			w.doubt()
 			lost = w.look(context.Background()) != nil
@@ -134,12 +143,14 @@ func (w *watcher) run() {
 		}
 		first := w.pending()
 		w.recheck(&first)
+		// What was lost may have been told too early as well.
+		first.ipv4, first.ipv6 = first.ipv4 || anew, first.ipv6 || anew
 		again := second.take()
 		w.recheck(&again)
 		last := third.take()
 		w.recheck(&last)
-		second.add(&first, soon)
-		third.add(&again, late)
+		second.add(&first)
+		third.add(&again)
 	}
 }
 
@@ -257,6 +268,11 @@ func (w *watcher) recheck(c *changes) {
 	}
 	p.mu.RUnlock()
 	for k, old := range before {
+		select {
+		case <-w.quit:
+			return
+		default:
+		}
 		r, err := w.asker.route(k)
 		if err == nil && r == old {
 			continue
@@ -271,11 +287,6 @@ func (w *watcher) recheck(c *changes) {
 			p.world.leave(old.Hop)
 		}
 		p.mu.Unlock()
-		select {
-		case <-w.quit:
-			return
-		default:
-		}
 	}
 }
 

@@ -28,7 +28,7 @@ test: ## check generated files and format, vet for every OS, build, run all test
 	@$(MAKE) --no-print-directory format vet build
 	@.ci/tests $(GO) $(TESTFLAGS)
 
-test-kernels: ## run what depends on the kernel under those of Debian 12, or KERNELS="...", in QEMU (half an hour)
+test-kernels: ## run what depends on the kernel under those of Debian 12, or KERNELS="...", in QEMU (an hour without KVM)
 	test/kernels/run $(KERNELS)
 
 test-windows: ## run what there is for Windows under Wine; make test does so, too

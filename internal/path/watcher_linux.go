@@ -145,12 +145,12 @@ func (w *watcher) run() {
 		w.recheck(&first)
 		// What was lost may have been told too early as well.
 		first.ipv4, first.ipv6 = first.ipv4 || anew, first.ipv6 || anew
-		again := second.take()
-		w.recheck(&again)
+		onceMore := second.take()
+		w.recheck(&onceMore)
 		last := third.take()
 		w.recheck(&last)
 		second.add(&first)
-		third.add(&again)
+		third.add(&onceMore)
 	}
 }
 

@@ -176,8 +176,10 @@ func (t *Taker) pidfd(pid int32) (int, Refusal) {
 		return fd, None
 	}
 	fd, err := unix.PidfdOpen(int(pid), 0)
-	if err == unix.EINVAL {
-		err = unix.ESRCH // older kernels say so of a process that is just ending (pidfd_create)
+	// What has the pid now is a thread: ENOENT from 6.15 on, EINVAL before,
+	// and that of a process that is just ending, too (pidfd_prepare).
+	if err == unix.ENOENT || err == unix.EINVAL {
+		err = unix.ESRCH
 	}
 	if err != nil {
 		return -1, refusalOf(err)

@@ -7,12 +7,14 @@
 //     to start.
 //   - [Changer] reads and changes the settings of chosen sockets of a network
 //     namespace, with or without a descriptor.
+//   - [Ender] ends chosen sockets, but those that have heard anything since
+//     they were seen.
 //   - [AttachHook] puts a policy on every new connection of a cgroup before
 //     connect() or accept() returns it, for as long as the hook is there, and
 //     on request keeps programs from weakening it, or notes what they set
 //     themselves.
 //
-// Linux 5.15 with BTF of its own (CONFIG_DEBUG_INFO_BTF). All need CAP_BPF and
+// Linux 5.15 with BTF of its own (CONFIG_DEBUG_INFO_BTF), [Ender] 6.5. All need CAP_BPF and
 // CAP_PERFMON, entering a network namespace CAP_SYS_ADMIN, hooks CAP_NET_ADMIN
 // as well (capabilities(7)). What is missing is an error that says so; where
 // the kernel or the system is what lacks it, it matches errors.ErrUnsupported.
@@ -125,3 +127,20 @@ type Feature struct {
 	Detail string
 	Mend   string // how to get it, when it is missing
 }
+
+// Silent is a socket as it was seen.
+type Silent struct {
+	Cookie uint64
+	SegsIn uint32 // tcpi_segs_in
+}
+
+// Ending is what came of a socket that was to be ended.
+type Ending uint16
+
+// The endings.
+const (
+	NotFound Ending = iota // it is gone, or no full socket
+	Ended
+	Heard   // left alone: it has received a segment since
+	Refused // by the kernel (tcp_abort)
+)

@@ -12,7 +12,7 @@ import (
 // letting go of it again. It attaches and pins nothing.
 func Features() []Feature {
 	list := []Feature{
-		try("list sockets with owners and settings by BPF", "the kernel takes the programs", func() error {
+		try("list sockets with owners and settings by BPF", "5.15", func() error {
 			spec, err := loadSockets()
 			if err != nil {
 				return err
@@ -20,7 +20,7 @@ func Features() []Feature {
 			var p socketsPrograms
 			return loaded(load(spec, &p), &p)
 		}),
-		try("change settings of live sockets by BPF", "the kernel takes the program", func() error {
+		try("change settings of live sockets by BPF", "5.15", func() error {
 			spec, err := loadPolicy()
 			if err != nil {
 				return err
@@ -28,7 +28,15 @@ func Features() []Feature {
 			var o policyObjects
 			return loaded(load(spec, &o), &o)
 		}),
-		try("policy on new connections (BPF sockops)", "the kernel takes the programs", func() error {
+		try("end connections by BPF, what they have heard compared under their lock", "6.5", func() error {
+			spec, err := loadEnd()
+			if err != nil {
+				return err
+			}
+			var o endObjects
+			return loaded(load(spec, &o), &o)
+		}),
+		try("policy on new connections (BPF sockops)", "5.15", func() error {
 			if err := loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored); err != nil {
 				return err
 			}
@@ -39,7 +47,7 @@ func Features() []Feature {
 			var p ownPrograms
 			return loaded(load(spec, &p), &p)
 		}),
-		try("hold programs to a policy (BPF setsockopt hook)", "the kernel takes the program", func() error {
+		try("hold programs to a policy (BPF setsockopt hook)", "5.15", func() error {
 			return loadOfHook(hookProgEnforce)
 		}),
 	}
@@ -87,17 +95,18 @@ func loaded(err error, objects interface{ Close() error }) error {
 	return objects.Close()
 }
 
-func try(name, detail string, do func() error) Feature {
+// try loads what a kernel of that version takes.
+func try(name, version string, do func() error) Feature {
 	f := Feature{Name: name}
 	err := do()
 	_, refused := errors.AsType[*ebpf.VerifierError](err)
 	switch {
 	case err == nil:
-		f.OK, f.Detail = true, detail
+		f.OK, f.Detail = true, "the kernel takes it"
 	case errors.Is(err, fs.ErrPermission) && !refused:
 		f.Detail, f.Mend = "not permitted", "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 	case errors.Is(err, errors.ErrUnsupported):
-		f.Detail, f.Mend = brief(err), "a kernel of 5.15 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"
+		f.Detail, f.Mend = brief(err), "a kernel of "+version+" or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"
 	default:
 		f.Detail = brief(err)
 	}

@@ -43,7 +43,7 @@ func TestFeaturesUnprivileged(t *testing.T) {
 	if err != nil {
 		skip(t, err)
 	}
-	if n := strings.Count(string(out), "not permitted: run as root, or grant CAP_BPF"); n != 4 {
+	if n := strings.Count(string(out), "not permitted: run as root, or grant CAP_BPF"); n != 5 {
 		t.Errorf("%d say so:\n%s", n, out)
 	}
 }

@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"math/bits"
 	"slices"
 	"time"
-	"unsafe"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/jiffies"
@@ -39,8 +34,7 @@ const maxCapacity = 1 << 19
 // as are to be changed. More are changed in several.
 func OpenChanger(sockets int) (*Changer, error) {
 	c := &Changer{hz: int64(jiffies.HZ()), capacity: min(max(sockets, 1), maxCapacity)}
-	places := max(1024, 1<<bits.Len(uint(2*c.capacity-1)))
-	c.table = make([]policyPlace, places)
+	c.table = make([]policyPlace, tableLen(c.capacity))
 	if err := c.open(); err != nil {
 		return nil, fmt.Errorf("load the program that changes sockets: %w", err)
 	}
@@ -89,7 +83,7 @@ func (c *Changer) Apply(ctx context.Context, ns *netns.NS, targets []Target, rep
 		part := todo[:min(c.capacity, len(todo))]
 		crowded, err := c.fill(targets, part)
 		if err == nil {
-			err = ns.Do(func() error { return c.walk(ctx) })
+			err = ns.Do(func() error { return walkAll(ctx, c.objects.Policy) })
 			// Of a walk that was cut short some may have been changed.
 			err = errors.Join(err, c.read(targets, part, crowded, err == nil, report))
 		}
@@ -129,31 +123,13 @@ func (c *Changer) fill(targets []Target, part []int) (crowded []int, err error) 
 	)
 }
 
-// place is the reverse of find of c/policy.c.
+// place puts a socket into the table.
 func (c *Changer) place(p policyPlace) bool {
-	const neighbours, probes = 16, 64
-	at := uint32(p.Cookie/neighbours*0x9e3779b97f4a7c15>>32)*neighbours + uint32(p.Cookie%neighbours)
-	for i := range uint32(probes) {
-		if to := &c.table[(at+i)&uint32(len(c.table)-1)]; to.Cookie == 0 {
-			*to = p
-			return true
-		}
+	n, ok := findPlace(len(c.table), p.Cookie, func(n int) bool { return c.table[n].Cookie == 0 })
+	if ok {
+		c.table[n] = p
 	}
-	return false
-}
-
-// walk visits the sockets of the calling thread's network namespace.
-func (c *Changer) walk(ctx context.Context) error {
-	it, err := link.AttachIter(link.IterOptions{Program: c.objects.Policy})
-	if err != nil {
-		return explain(err)
-	}
-	in, err := walkOf(it, 0, false)
-	if err != nil {
-		return errors.Join(err, it.Close())
-	}
-	err = readIter(ctx, in, func([]byte) ([]byte, error) { return nil, nil })
-	return errors.Join(err, closeAll(in, it))
+	return ok
 }
 
 // read reports the results, and after a whole walk the sockets that were not
@@ -194,27 +170,6 @@ func (c *Changer) read(targets []Target, part, crowded []int, whole bool, report
 		}
 	}
 	return nil
-}
-
-func store[T any](m *ebpf.Map, list []T) error {
-	memory, err := m.Memory()
-	if err == nil && len(list) > 0 {
-		_, err = memory.WriteAt(bytesOf(list), 0)
-	}
-	return err
-}
-
-func bytesOf[T any](list []T) []byte {
-	var one T
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)*int(unsafe.Sizeof(one)))
-}
-
-func closeAll(list ...io.Closer) error {
-	var errs []error
-	for _, c := range list {
-		errs = append(errs, c.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // check refuses what no socket can be given.

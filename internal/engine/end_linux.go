@@ -92,7 +92,7 @@ func (p *Plan) endSession(ctx context.Context, end *ending) (kept, err error) {
 // leaves it established, others in FIN-WAIT-1 with nobody to acknowledge.
 // That the session is gone is what counts.
 func (p *Plan) destroyRest(ctx context.Context, item planned) {
-	release.Act(ctx, p.diag[item.item.Sock.NetNS], []release.Item{item.item}, func(int, error) {})
+	release.Act(ctx, p.diag[item.item.Sock.NetNS], nil, []release.Item{item.item}, func(int, error) {})
 }
 
 // verifySessions sees that the databases have noticed the end of the sockets.

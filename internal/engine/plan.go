@@ -20,6 +20,8 @@ type Plan struct {
 
 	close func()
 	diag  map[uint32]release.Destroyer // by network namespace
+	bpf   map[uint32]release.Ender     // likewise, where BPF may be used
+	byBPF int                          // connections that were ended so
 	items []planned
 	via   Via
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/probe"
 	"deadpeer/internal/release"
+	"deadpeer/internal/verdict"
 )
 
 // Plan asks like Check and goes on until every dead connection has been silent
@@ -19,9 +21,12 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Snapshot: r.snap, close: r.close, via: req.Via, diag: map[uint32]release.Destroyer{}}
+	p := &Plan{Snapshot: r.snap, close: r.close, via: req.Via, diag: map[uint32]release.Destroyer{}, bpf: map[uint32]release.Ender{}}
 	for n, s := range r.spaces {
 		p.diag[n] = s.diag
+		if !e.options.NoBPF && mayUseBPF() {
+			p.bpf[n] = ender{s.ns, &p.byBPF}
+		}
 	}
 	err = r.ask(ctx, r.req.Rules.Silence, func(q *inquiry) error { return p.decide(ctx, q) })
 	if err == nil && req.EvenAlive {
@@ -183,14 +188,15 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 
 // Act ends what was planned: the connections with a database session through
 // their database, as Request.Via says, the others by their socket. Each
-// connection's evidence is read again at most 5 ms before, and whoever has
-// heard anything is left alone; so is one whose last question is more than 20 s
+// connection's evidence is read again, by BPF under the socket's lock, else at
+// most 5 ms before, and whoever has heard anything is left alone; so is one whose last question is more than 20 s
 // old, or whose path has changed since. Outcomes are in Snapshot afterwards.
 // Needs CAP_NET_ADMIN. An interrupted Act has tried some and says so of the
 // others.
 func (p *Plan) Act(ctx context.Context) error {
-	bySpace := map[uint32][]planned{}
 	left := p.endSessions(ctx)
+	start, ended := time.Now(), 0
+	bySpace := map[uint32][]planned{}
 	for _, item := range left {
 		if err := item.stale(); err != nil {
 			p.settle(item.row, "", err)
@@ -204,9 +210,16 @@ func (p *Plan) Act(ctx context.Context) error {
 		for k := range list {
 			items[k] = list[k].item
 		}
-		release.Act(ctx, p.diag[n], items, func(k int, err error) {
+		release.Act(ctx, p.diag[n], p.bpf[n], items, func(k int, err error) {
 			p.settle(list[k].row, p.viaSocket(), err)
+			if err == nil {
+				ended++
+			}
 		})
+	}
+	if ended > 0 {
+		p.Snapshot.How = append(p.Snapshot.How, fmt.Sprintf("ended %s, %d of them by BPF, in %s",
+			count(ended, "connection"), p.byBPF, verdict.Duration(time.Since(start))))
 	}
 	p.verifySessions(ctx, left)
 	p.items = nil

@@ -15,9 +15,9 @@ import (
 // destroyed.
 const Reread = 5 * time.Millisecond
 
-// batchLen sockets are read and destroyed together: well within Reread at a
-// few microseconds each.
-const batchLen = 16
+// Batch sockets are read and destroyed together over sock_diag: well within
+// Reread at a few microseconds each.
+const Batch = 16
 
 // rereads is how often a batch is read again because the machine kept us
 // waiting between reading and destroying.
@@ -27,6 +27,14 @@ const rereads = 20
 type Destroyer interface {
 	Lookup(socks []*conn.Sock, outcome func(i int, err error)) error
 	Destroy(socks []*conn.Sock, outcome func(i int, err error)) error
+}
+
+// Ender ends the sockets of a network namespace that have received as many
+// segments as Item.SegsIn says, each locked from the comparison to its end, and
+// reports ErrHeard of the others. It gives back those that it could not reach,
+// and all that are Any.
+type Ender interface {
+	End(ctx context.Context, items []Item, outcome func(i int, err error)) (left []int)
 }
 
 // Item is a connection to end.
@@ -44,15 +52,32 @@ var (
 	ErrTooSlow   = errors.New("this machine is too busy to act on fresh evidence: left alone")
 )
 
-// Act ends the items over d and reports each one's outcome exactly once: nil
-// when it was destroyed. Before each destroy the socket is read again, at most
-// Reread earlier; one that has heard anything since its first unanswered
-// question is left alone.
-func Act(ctx context.Context, d Destroyer, items []Item, outcome func(i int, err error)) {
+// Act ends the items of one network namespace and reports each one's outcome
+// exactly once: nil when it was destroyed. One that has heard anything since
+// its first unanswered question is left alone: e compares under the socket's
+// lock; with e nil, and for what e cannot reach, d reads the socket again, at
+// most Reread before it destroys it.
+func Act(ctx context.Context, d Destroyer, e Ender, items []Item, outcome func(i int, err error)) {
+	left := make([]int, len(items))
+	for i := range left {
+		left[i] = i
+	}
+	if e != nil {
+		left = e.End(ctx, items, outcome)
+	}
+	rest := make([]Item, len(left))
+	for k, i := range left {
+		rest[k] = items[i]
+	}
+	destroy(ctx, d, rest, func(k int, err error) { outcome(left[k], err) })
+}
+
+// destroy ends the items over d.
+func destroy(ctx context.Context, d Destroyer, items []Item, outcome func(i int, err error)) {
 	runtime.LockOSThread() // for urgent
 	defer runtime.UnlockOSThread()
-	for base := 0; base < len(items); base += batchLen {
-		batch := items[base:min(base+batchLen, len(items))]
+	for base := 0; base < len(items); base += Batch {
+		batch := items[base:min(base+Batch, len(items))]
 		if err := ctx.Err(); err != nil {
 			for i := range batch {
 				outcome(base+i, fmt.Errorf("not tried: %w", err))

@@ -73,7 +73,7 @@ func TestTupleReused(t *testing.T) {
 			c, s = connect()
 			// Whatever may be ended, and even what is read again as it was.
 			items := []Item{{Sock: old, Any: true}, {Sock: old, SegsIn: 2}}
-			Act(t.Context(), diag, items, func(i int, err error) {
+			Act(t.Context(), diag, nil, items, func(i int, err error) {
 				if !errors.Is(err, sockdiag.ErrGone) {
 					t.Errorf("round %d, item %d: %v", round, i, err)
 				}
@@ -91,7 +91,7 @@ func TestTupleReused(t *testing.T) {
 			old = identity(s)
 		}
 		// That it is named rightly shows in that it can be ended.
-		Act(t.Context(), diag, []Item{{Sock: old, Any: true}}, func(_ int, err error) { ok(t, err) })
+		Act(t.Context(), diag, nil, []Item{{Sock: old, Any: true}}, func(_ int, err error) { ok(t, err) })
 		if _, err := unix.Read(s, make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 			t.Errorf("read: %v", err)
 		}

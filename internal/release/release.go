@@ -1,7 +1,7 @@
 // Package release ends connections whose peer is proven gone, and no others.
-// It decides what may be ended (Decide, Hold: pure) and ends it (Act: reads
-// every socket again right before, by cookie, and leaves alone what has heard
-// anything since it was first asked).
+// It decides what may be ended (Decide, Hold: pure) and ends it (Act: compares
+// once more what every socket has heard, by cookie, and leaves alone what has
+// heard anything since it was first asked).
 //
 // Deciding runs on every OS. Ending needs what its Destroyer needs: with
 // sockdiag, Linux with CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN.

@@ -177,7 +177,7 @@ func TestConfirm(t *testing.T) {
 func run(ctx context.Context, t *testing.T, k *kernel, items []Item) []error {
 	t.Helper()
 	outcomes := make([][]error, len(items))
-	Act(ctx, k, items, func(i int, err error) { outcomes[i] = append(outcomes[i], err) })
+	Act(ctx, k, nil, items, func(i int, err error) { outcomes[i] = append(outcomes[i], err) })
 	list := make([]error, len(items))
 	for i, o := range outcomes {
 		if len(o) != 1 {
@@ -220,7 +220,7 @@ func TestActManyAndTwice(t *testing.T) {
 	t.Parallel()
 	k := &kernel{segsIn: map[uint64]uint32{}, twice: true}
 	var items []Item
-	for c := range uint64(5*batchLen + 3) {
+	for c := range uint64(5*Batch + 3) {
 		k.segsIn[c+1] = uint32(c % 2)
 		items = append(items, item(c+1, 0))
 	}
@@ -283,22 +283,22 @@ func TestActCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	k := &kernel{segsIn: map[uint64]uint32{}}
 	var items []Item
-	for c := range uint64(3 * batchLen) {
+	for c := range uint64(3 * Batch) {
 		k.segsIn[c+1] = 10
 		items = append(items, item(c+1, 10))
 	}
 	k.destroys = func(c uint64) error {
-		if c == batchLen+1 { // in the middle of the second batch, which is ended
+		if c == Batch+1 { // in the middle of the second batch, which is ended
 			cancel()
 		}
 		return nil
 	}
 	for i, err := range run(ctx, t, k, items) {
-		if cancelled := i >= 2*batchLen; errors.Is(err, context.Canceled) != cancelled || !cancelled && err != nil {
+		if cancelled := i >= 2*Batch; errors.Is(err, context.Canceled) != cancelled || !cancelled && err != nil {
 			t.Errorf("item %d: %v", i, err)
 		}
 	}
-	if len(k.destroyed) != 2*batchLen {
+	if len(k.destroyed) != 2*Batch {
 		t.Errorf("%d destroyed", len(k.destroyed))
 	}
 	if got := run(ctx, t, k, nil); len(got) != 0 {

@@ -10,6 +10,14 @@
 #include <bpf/bpf_core_read.h>
 #include "settings.h"
 
+struct place {
+	__u64 cookie; // 0 where there is none
+	__u32 change; // DONE when it has been made
+	__u32 target; // its number
+};
+
+#include "table.h"
+
 enum { LOOK, SET, RESTORE };
 
 // change is what is wanted of sockets. Times are in seconds but for the user
@@ -31,15 +39,6 @@ struct change {
 	__u8 unused[2];
 };
 
-// place is one of a table with open addressing. Cookies are given out one after
-// the other, and are neighbours here as well: they are often neighbours in the
-// kernel's tables too, whose order is that in which sockets are listed.
-struct place {
-	__u64 cookie; // 0 where there is none
-	__u32 change; // DONE when it has been made
-	__u32 target; // its number
-};
-
 // result is written one after the other, as sockets are visited: what costs is
 // memory that is in no cache. Its size is a multiple of 8, or else elements of
 // an array would have gaps.
@@ -52,12 +51,9 @@ struct result {
 };
 
 #define DONE (~0u)
-#define NEIGHBOURS 16
-#define PROBES 64 // of the table, at most
 
 const volatile __u32 hz = 250;
-const volatile __u32 mask; // the size of the table, a power of two, minus one
-volatile __u32 count;	   // of the results
+volatile __u32 count; // of the results
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -66,14 +62,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct change);
 } changes SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct place);
-} table SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -152,22 +140,6 @@ static __always_inline __s32 apply(struct tcp_sock *tp, const struct change *c, 
 		error = error ?: on;
 	}
 	return error;
-}
-
-static __always_inline struct place *find(__u64 cookie)
-{
-	__u32 at = (__u32)(cookie / NEIGHBOURS * 0x9e3779b97f4a7c15ull >> 32) * NEIGHBOURS + cookie % NEIGHBOURS;
-
-	for (int i = 0; i < PROBES; i++) {
-		__u32 key = (at + i) & mask;
-		struct place *p = bpf_map_lookup_elem(&table, &key);
-
-		if (!p || !p->cookie)
-			return 0;
-		if (p->cookie == cookie)
-			return p;
-	}
-	return 0;
 }
 
 // restored reports whether the socket has what it was given back.

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+//
+// Ends the TCP sockets in a table that have received no segment since they were
+// seen. The kernel visits the network namespace of the reader, and calls the
+// program with the socket locked (bpf_iter_tcp_seq_show): what arrives between
+// the comparison and the end is what arrives while these few instructions run.
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+enum outcome { UNSEEN, ENDED, HEARD, REFUSED };
+
+struct place {
+	__u64 cookie; // 0 where there is none
+	__u32 segs_in; // when it was seen
+	__u16 outcome;
+	__s16 error; // negative errno, when it is refused
+};
+
+#include "table.h"
+
+extern int bpf_sock_destroy(struct sock_common *sk) __ksym;
+
+SEC("iter/tcp")
+int end(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+	struct place *p;
+	__u64 cookie;
+	int error;
+
+	if (!skc)
+		return 0;
+	cookie = skc->skc_cookie.counter; // none has been asked for: nobody can mean it
+	if (!cookie)
+		return 0;
+	p = find(cookie);
+	if (!p || p->outcome != UNSEEN) // a socket may be visited twice
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return 0;
+	if (tp->segs_in != p->segs_in) {
+		p->outcome = HEARD;
+		return 0;
+	}
+	error = bpf_sock_destroy(skc);
+	p->error = error;
+	p->outcome = error ? REFUSED : ENDED;
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -6,13 +6,15 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+
+	"deadpeer/internal/linux"
 )
 
 // Features tries what this package can do, by loading every program and
 // letting go of it again. It attaches and pins nothing.
 func Features() []Feature {
 	list := []Feature{
-		try("list sockets with owners and settings by BPF", "5.15", func() error {
+		try("list sockets with owners and settings by BPF", 5, 15, func() error {
 			spec, err := loadSockets()
 			if err != nil {
 				return err
@@ -20,7 +22,7 @@ func Features() []Feature {
 			var p socketsPrograms
 			return loaded(load(spec, &p), &p)
 		}),
-		try("change settings of live sockets by BPF", "5.15", func() error {
+		try("change settings of live sockets by BPF", 5, 15, func() error {
 			spec, err := loadPolicy()
 			if err != nil {
 				return err
@@ -28,7 +30,7 @@ func Features() []Feature {
 			var o policyObjects
 			return loaded(load(spec, &o), &o)
 		}),
-		try("end connections by BPF, what they have heard compared under their lock", "6.5", func() error {
+		try("end connections by BPF, what they have heard compared under their lock", 6, 5, func() error {
 			spec, err := loadEnd()
 			if err != nil {
 				return err
@@ -36,7 +38,7 @@ func Features() []Feature {
 			var o endObjects
 			return loaded(load(spec, &o), &o)
 		}),
-		try("policy on new connections (BPF sockops)", "5.15", func() error {
+		try("policy on new connections (BPF sockops)", 5, 15, func() error {
 			if err := loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored); err != nil {
 				return err
 			}
@@ -47,7 +49,7 @@ func Features() []Feature {
 			var p ownPrograms
 			return loaded(load(spec, &p), &p)
 		}),
-		try("hold programs to a policy (BPF setsockopt hook)", "5.15", func() error {
+		try("hold programs to a policy (BPF setsockopt hook)", 5, 15, func() error {
 			return loadOfHook(hookProgEnforce)
 		}),
 	}
@@ -95,8 +97,9 @@ func loaded(err error, objects interface{ Close() error }) error {
 	return objects.Close()
 }
 
-// try loads what a kernel of that version takes.
-func try(name, version string, do func() error) Feature {
+// try loads what kernels take from that version on, others where it was
+// brought back to them.
+func try(name string, major, minor int, do func() error) Feature {
 	f := Feature{Name: name}
 	err := do()
 	_, refused := errors.AsType[*ebpf.VerifierError](err)
@@ -106,7 +109,10 @@ func try(name, version string, do func() error) Feature {
 	case errors.Is(err, fs.ErrPermission) && !refused:
 		f.Detail, f.Mend = "not permitted", "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 	case errors.Is(err, errors.ErrUnsupported):
-		f.Detail, f.Mend = brief(err), "a kernel of "+version+" or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF"
+		f.Mend = fmt.Sprintf("a kernel of %d.%d or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF", major, minor)
+		if f.Detail = brief(err); linux.Before(major, minor) {
+			f.Detail = "this kernel does not have it"
+		}
 	default:
 		f.Detail = brief(err)
 	}

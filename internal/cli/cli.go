@@ -139,7 +139,8 @@ them and whatever they hold.
 
 FILTER is the language of ss(8): state established and ( sport = :5432 or
 dst 10.0.0.0/8 ), and besides: verdict = dead, heard > 10m, comm = postgres,
-pid = 42, unit = nginx.service, cookie = 81985529216486895.
+pid = 42, unit = nginx.service, cookie = 81985529216486895. All of it:
+deadpeer help filter.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 a privilege or kernel
 feature is missing, 10 a dead peer was found (check --exit-code, beat --once),
@@ -176,11 +177,16 @@ feature is missing, 10 a dead peer was found (check --exit-code, beat --once),
 		a.beat(),
 		a.doctor(),
 		a.demo(),
+		filterTopic(),
 	)
 	// cobra would add these two later, and let their arguments be anything.
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
+		if strings.Contains(c.Use, "FILTER") {
+			c.Long += "\n\nFILTER: see deadpeer help filter."
+			c.ValidArgsFunction = completeFilter
+		}
 		switch c.Name() {
 		case "help":
 			c.Args = func(_ *cobra.Command, words []string) error {

@@ -209,10 +209,7 @@ func (p *parser) predicate(continues bool) (node, error) {
 			return p.compare(word, field(f))
 		}
 	}
-	show := []string{"state", "exclude", "src", "dst", "fwmark", "autobound"}
-	for _, f := range fields {
-		show = append(show, f.name)
-	}
+	show := Predicates()
 	legal := append(show, "not")
 	if continues {
 		legal = append(legal, "and", "or")
@@ -222,6 +219,15 @@ func (p *parser) predicate(continues bool) (node, error) {
 		e.Suggestion = "state " + word.keyword
 	}
 	return nil, e
+}
+
+// Predicates lists the words that a predicate of a filter begins with.
+func Predicates() []string {
+	words := []string{"state", "exclude", "src", "dst", "fwmark", "autobound"}
+	for _, f := range fields {
+		words = append(words, f.name)
+	}
+	return words
 }
 
 // operator reads a comparison; none at all means equal.

@@ -43,6 +43,11 @@ func write(dir string) error {
 	root := cli.Command()
 	root.InitDefaultVersionFlag()
 	root.DisableAutoGenTag = true
+	for _, c := range root.Commands() {
+		if c.IsAdditionalHelpTopicCommand() { // which gets no page of its own
+			root.Long += "\n\n" + c.Long
+		}
+	}
 	verbatim(root)
 	named(root)
 	if err := doc.GenManTree(root, &doc.GenManHeader{Section: "8", Source: "deadpeer", Manual: "System administration"}, dir); err != nil {

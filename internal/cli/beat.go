@@ -108,11 +108,16 @@ func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) erro
 		defer cancel()
 	}
 	view := a.beatView(flags.output, !flags.once, endpoints)
-	defer view.close()
+	var err error
 	if flags.once {
-		return a.beatOnce(ctx, flags, endpoints, view)
+		err = a.beatOnce(ctx, flags, endpoints, view)
+	} else {
+		err = a.beatOn(ctx, flags, endpoints, view)
 	}
-	return a.beatOn(ctx, flags, endpoints, view)
+	if shown := view.close(); shown != nil {
+		return shown
+	}
+	return err
 }
 
 // beatOnce connects to and pings all endpoints at the same time.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -96,6 +97,24 @@ type refused struct{}
 
 func (refused) Reconnect(context.Context) error { return errors.New("connection refused") }
 func (refused) Ping(context.Context) error      { return errors.New("not connected") }
+
+// A disk that is full is no reason to report everything up.
+func TestBeatTellsThatItCouldNotWrite(t *testing.T) {
+	t.Parallel()
+	e, err := beat.Open("redis://10.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, output := range []string{"table", "jsonl"} {
+		r, stdout := io.Pipe()
+		_ = r.CloseWithError(errors.ErrUnsupported) // no write succeeds
+		v := (&app{stdout: stdout}).beatView(output, false, []*beat.Endpoint{e})
+		v.show(beatLine{at: time.Now(), endpoint: e, state: heartbeat.Up})
+		if err := v.close(); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: close = %v, want what became of the write", output, err)
+		}
+	}
+}
 
 // What pings have told the attempt to connect that follows does not repeat.
 func TestBeatRefused(t *testing.T) {

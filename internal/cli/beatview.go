@@ -36,6 +36,7 @@ type beatView struct {
 	latest []beatLine // of the endpoints, in their order
 	at     map[*beat.Endpoint]int
 	screen *beatScreen // nil unless the table is drawn all along
+	err    error       // the first line that could not be written
 }
 
 // beatView is one for a terminal that is watched, or for a file.
@@ -83,13 +84,26 @@ func (v *beatView) copy() []beatLine {
 	return append([]beatLine(nil), v.latest...)
 }
 
-// close leaves the table behind.
-func (v *beatView) close() {
+// close leaves the table behind, and tells what could not be written.
+func (v *beatView) close() error {
 	if v.screen != nil {
 		v.screen.close()
 	}
+	latest := v.copy()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.table {
-		v.print(v.copy())
+		v.print(latest)
+	}
+	if v.err != nil {
+		return fmt.Errorf("write output: %w", v.err)
+	}
+	return nil
+}
+
+func (v *beatView) wrote(err error) {
+	if v.err == nil {
+		v.err = err
 	}
 }
 
@@ -108,7 +122,7 @@ func (v *beatView) json(line beatLine) {
 	}
 	enc := json.NewEncoder(v.out)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(out) // a reader that has gone shows by SIGPIPE
+	v.wrote(enc.Encode(out)) // a reader that has gone shows by SIGPIPE
 }
 
 // print writes the whole table.
@@ -125,7 +139,8 @@ func (v *beatView) print(lines []beatLine) {
 	}
 	_ = w.Flush() // to memory
 	for line := range strings.Lines(b.String()) {
-		fmt.Fprintln(v.out, strings.TrimRight(line, " \n"))
+		_, err := fmt.Fprintln(v.out, strings.TrimRight(line, " \n"))
+		v.wrote(err)
 	}
 }
 

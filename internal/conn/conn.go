@@ -81,7 +81,7 @@ func addrPort(f Family, ip [16]byte, port uint16) netip.AddrPort {
 // bound, since a peer's own keepalive probes move only SegsIn. ok is false
 // when the kernel did not tell, or nothing can have come yet.
 func (s *Sock) Heard() (d time.Duration, ok bool) {
-	if !s.HasInfo || s.State == SynSent {
+	if !s.HasInfo || s.State == SynSent || s.State == Listen {
 		return 0, false
 	}
 	return time.Duration(min(s.LastDataRecv, s.LastAckRecv)) * time.Millisecond, true

@@ -43,6 +43,7 @@ func TestHeardAndIdle(t *testing.T) {
 		{Sock{HasInfo: true, LastDataRecv: 5000, LastAckRecv: 7000}, 5 * time.Second, true, true},
 		{Sock{HasInfo: true, LastDataRecv: 7000, LastAckRecv: 5000}, 5 * time.Second, true, true},
 		{Sock{HasInfo: true, LastDataRecv: ^uint32(0), LastAckRecv: ^uint32(0)}, 4294967295 * time.Millisecond, true, true},
+		{Sock{HasInfo: true, State: Listen}, 0, false, true},
 		{Sock{HasInfo: true, Unacked: 1}, 0, true, false},
 		{Sock{HasInfo: true, SendQueue: 1}, 0, true, false},
 	} {

@@ -94,7 +94,10 @@ func (e *Engine) Check(ctx context.Context, req Request) (*Snapshot, error) {
 		}
 		return err
 	})
-	if err == nil {
+	switch {
+	case !r.snap.Asked: // nor could it be
+		return nil, err
+	case err == nil:
 		err = r.tie(ctx)
 	}
 	r.readSettings(ctx) // of those that were not asked, for their forecasts
@@ -111,8 +114,6 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 		return fmt.Errorf("ask for %s and %s: longer than %s", hold, r.req.Timeout, MaxAsking)
 	}
 	defer held.Spare(askers)()
-	r.snap.table.startAsking()
-	r.snap.Asked = true
 	r.e.asking.Lock()
 	defer r.e.asking.Unlock()
 	if n, err := r.e.recover(ctx); err != nil {
@@ -124,6 +125,8 @@ func (r *run) ask(ctx context.Context, hold time.Duration, then func(*inquiry) e
 	if q.journal, err = journal.Open(r.e.options.RuntimeDir, journal.Options{}); err != nil {
 		return err
 	}
+	r.snap.table.startAsking()
+	r.snap.Asked = true
 	defer func() {
 		for _, a := range q.askers {
 			if a != nil {

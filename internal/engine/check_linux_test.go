@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -259,6 +261,22 @@ func TestCheckNamespaceGone(t *testing.T) {
 	})
 	expect(t, got, far, conn.Unknown, verdict.WhyVanished)
 	nothingLeft(t, w.dir)
+}
+
+// Where nothing can be written down nothing is asked, and no verdict given.
+func TestCheckWithoutJournal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.connect("tcp4", w.near, 1)
+	file := filepath.Join(w.dir, "file")
+	ok(t, os.WriteFile(file, nil, 0o600))
+	e := New(Options{RuntimeDir: file, ProcRoot: procRoot(t), HookDir: w.dir + "/none"})
+	if snap, err := e.Check(t.Context(), w.request()); snap != nil || err == nil {
+		t.Errorf("check: %v, %v; want an error alone", snap, err)
+	}
+	if plan, err := e.Plan(t.Context(), w.request()); plan != nil || err == nil {
+		t.Errorf("plan: %v, %v; want an error alone", plan, err)
+	}
 }
 
 // A check that is interrupted puts everything back and tells what it knows.

@@ -56,6 +56,9 @@ func (req *AttachRequest) futureRules() (hooks []hookRules, err error) {
 		if err != nil {
 			return nil, &FutureError{err}
 		}
+		if len(future) == 0 {
+			return nil, &FutureError{fmt.Errorf("no connection can be all of %q", filter)}
+		}
 		cgroup, err := findCgroup(rule.Cgroup, rule.Unit)
 		if err != nil {
 			return nil, err

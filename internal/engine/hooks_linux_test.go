@@ -252,6 +252,9 @@ func TestAttachNewTwice(t *testing.T) {
 	if _, err := attach(rule(cgroup), rule(below, "dport = :7000")); !errors.As(err, &future) {
 		t.Errorf("overlapping rules of two cgroups: %v", err)
 	}
+	if _, err := attach(rule(cgroup, "sport = :7000 and sport = :7001")); !errors.As(err, &future) {
+		t.Errorf("a rule that no connection can fit: %v", err)
+	}
 	nothingLeft(t, w.dir)
 	first := must(attach(rule(cgroup, "sport = :7000"), rule(below, "sport = :7001")))(t)
 	for _, r := range []AttachRule{rule(cgroup, "sport = :7000 or sport = :7002"), rule(below), rule(cgroup, "dst 10.0.0.0/8")} {

@@ -29,6 +29,9 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Plan, error) {
 		}
 	}
 	err = r.ask(ctx, r.req.Rules.Silence, func(q *inquiry) error { return p.decide(ctx, q) })
+	if !r.snap.Asked { // nor could it be
+		return nil, errors.Join(err, p.Close())
+	}
 	if err == nil && req.EvenAlive {
 		p.addNamed(r)
 	}

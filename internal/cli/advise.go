@@ -61,6 +61,7 @@ connections are looked at.`,
 	a.addSelection(cmd)
 	f := cmd.Flags()
 	o.policy.add(cmd)
+	withinHasUserTimeout(cmd)
 	f.StringVar(&o.software, "software", "", "only say what to put for this `name`; see --list")
 	f.BoolVar(&o.list, "list", false, "list the software known")
 	f.StringVar(&o.log, "log", "", "advise from this `file`: firebird.log or interbase.log")

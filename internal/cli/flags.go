@@ -99,7 +99,8 @@ func (a *app) addSelection(cmd *cobra.Command) {
 // addNetns adds --netns, which takes some words beside namespaces, the first
 // being the default.
 func addNetns(cmd *cobra.Command, value *string, words ...string) {
-	cmd.Flags().StringVar(value, "netns", words[0], "network `namespace`: "+strings.Join(words, ", ")+", a name in /run/netns, a path or a pid")
+	*value = words[0]
+	cmd.Flags().Var(&netnsFlag{value, words}, "netns", "network `namespace`: "+strings.Join(words, ", ")+", a name in /run/netns, a path or a pid")
 	complete := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		names := slices.Clone(words)
 		entries, _ := os.ReadDir("/run/netns") // where it is not, no namespace has a name
@@ -112,6 +113,24 @@ func addNetns(cmd *cobra.Command, value *string, words ...string) {
 		panic(err) // the flag was added just now
 	}
 }
+
+// netnsFlag is a network namespace, or one of some words.
+type netnsFlag choice
+
+// String is for help.
+func (n *netnsFlag) String() string { return *n.value }
+
+// Set reads the flag.
+func (n *netnsFlag) Set(s string) error {
+	if s == "all" && !slices.Contains(n.words, s) {
+		return errors.New("one network namespace at a time")
+	}
+	*n.value = s
+	return nil
+}
+
+// Type is for help.
+func (*netnsFlag) Type() string { return "string" }
 
 // choice is a flag that takes one of some words.
 type choice struct {

@@ -34,7 +34,7 @@ type policyFlags struct {
 func (p *policyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&p.profile, "profile", "", "the policy of this `name`; see deadpeer profiles")
-	f.Var(&p.within, "within", "the policy that gives a vanished peer up after this time")
+	f.Var(&p.within, "within", "the policy that gives the vanished peer of an idle connection up after this time")
 	f.Var(&p.idle, "idle", "silence before the first probe")
 	f.Var(&p.interval, "interval", "time between probes")
 	f.Var(&p.probes, "probes", "how many probes must go unanswered")
@@ -43,6 +43,12 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 	if err := cmd.RegisterFlagCompletionFunc("profile", complete); err != nil {
 		panic(err) // the flag was added just now
 	}
+}
+
+// withinHasUserTimeout says so of the flag, where nobody else's connection can
+// be hurt by one.
+func withinHasUserTimeout(cmd *cobra.Command) {
+	cmd.Flags().Lookup("within").Usage += "; a user timeout is part of it, for data in flight"
 }
 
 // policy is what the flags say. What they leave open comes from base.
@@ -162,8 +168,9 @@ Situations: ` + wrap(strings.Join(situationNames(), ", ")+".", len("Situations: 
 	f := cmd.Flags()
 	f.StringVar(&svg, "svg", "", "write a picture of the timeline to this `file` (- for stdout)")
 	f.StringVar(&html, "html", "", "write a page with the picture and the steps to this `file` (- for stdout)")
-	f.StringVar(&situation, "situation", "idle", "what the connection is in the middle of (`name`)")
+	f.StringVar(&situation, "situation", "idle", "`name` of what the connection is in the middle of")
 	policy.add(cmd)
+	withinHasUserTimeout(cmd)
 	f.BoolVar(&off, "no-keepalive", false, "keepalive is off")
 	f.Var(&rtt, "rtt", "smoothed round-trip time (default 100us)")
 	f.Var(&rto, "rto", "retransmission timeout before backoff (default rtt + 200ms)")
@@ -321,7 +328,7 @@ func (a *app) forecastTable(f forecast.Forecast, in forecast.Input) error {
 	}
 	fmt.Fprintf(w, "given up\t%s\t%s\n", stepTime(f.Earliest, f.Latest), bar(f.Earliest, "X"))
 	fmt.Fprintf(w, "\nrule %s, the program gets %s\n", f.Rule, errno)
-	if f.ArticleBound > 0 {
+	if f.ArticleBound > 0 && f.Rule == forecast.KeepAlive {
 		fmt.Fprintf(w, "older texts say idle + (probes + 1) × interval = %s; the kernel does not wait\nfor another interval after the one that follows the last probe\n", seconds(f.ArticleBound))
 	}
 	if f.Documented {

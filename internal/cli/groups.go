@@ -78,6 +78,10 @@ func (g *groups) end(total *engine.Summary) error {
 }
 
 func (g *groups) endTable(keys []string, total *engine.Summary) error {
+	if len(keys) == 0 {
+		_, err := fmt.Fprintln(g.w, "no connections")
+		return err
+	}
 	w := tabwriter.NewWriter(g.w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%s\tCONNECTIONS\tBLIND\tWORST DETECTION\tWITHOUT FORECAST\n", map[string]string{"program": "PROGRAM", "unit": "UNIT", "peer": "PEER"}[g.by])
 	for _, key := range keys {

@@ -1,10 +1,11 @@
 package cli
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"text/tabwriter"
-	"time"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -33,14 +34,18 @@ more), and how many probes an hour a thousand idle, living connections cost.`,
 }
 
 func (a *app) profileTable() error {
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tIDLE\tINTERVAL\tPROBES\tGIVES UP AFTER\tRULE OF THUMB\tPROBES/H\tFITS")
-	span := func(d time.Duration) string { return string(appendSpan(nil, d)) }
+	w := bufio.NewWriter(a.stdout)
+	head := []string{"NAME", "IDLE", "INTERVAL", "PROBES", "GIVES UP IN", "RULE OF THUMB", "PROBES/H", "FITS"}
+	var lines [][]string
+	limit := columnsOf(a.stdout)
 	for _, p := range keepalive.Profiles() {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", p.Name, span(p.Policy.Idle), span(p.Policy.Interval), p.Policy.Probes,
-			span(p.DetectionTime()), span(p.ArticleBound()), p.ProbesPerHour(), p.Fits)
+		if indent := len(further) - 1; limit > 0 && indent+len(p.Fits) > limit {
+			p.Fits = strings.ReplaceAll(wrap(p.Fits, indent), "\n", further)
+		}
+		lines = append(lines, []string{p.Name, span(p.Policy.Idle), span(p.Policy.Interval), fmt.Sprint(p.Policy.Probes),
+			span(p.DetectionTime()), span(p.ArticleBound()), fmt.Sprint(p.ProbesPerHour()), p.Fits})
 	}
-	return w.Flush()
+	return errors.Join(writeGrid(w, limit, head, lines), w.Flush())
 }
 
 func (a *app) profileJSON() error {

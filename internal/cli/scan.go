@@ -92,16 +92,15 @@ and connections with both ends on this host.`,
 			if snap == nil {
 				return err
 			}
-			shown := a.finish(snap, false)
+			shown, partly := a.finish(snap, false), &exit{}
 			switch {
 			case err != nil:
 				return err
-			case shown != nil:
-				return shown
-			case exitCode && a.found[conn.Dead] > 0:
-				return &exit{exitDead, nil}
+			case exitCode && a.found[conn.Dead] > 0 && (shown == nil || errors.As(shown, &partly)):
+				partly.code = exitDead // whatever else could not be asked
+				return partly
 			}
-			return nil
+			return shown
 		},
 	}
 	a.addCommon(cmd, true)

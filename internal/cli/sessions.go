@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,19 +76,18 @@ func (a *app) showSessions(snap *engine.Snapshot) error {
 	if a.common.output == "json" || a.common.output == "jsonl" {
 		err = sessionsJSON(w, snap, a.common.output == "jsonl")
 	} else {
-		err = sessionsTable(w, snap, a.common.output == "wide")
+		err = sessionsTable(w, columnsOf(a.stdout), snap, a.common.output == "wide")
 	}
 	return errors.Join(err, w.Flush())
 }
 
-func sessionsTable(out *bufio.Writer, snap *engine.Snapshot, wide bool) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+func sessionsTable(w *bufio.Writer, limit int, snap *engine.Snapshot, wide bool) error {
 	// The first that fit a narrow terminal say who holds what, and whom up.
 	head := []string{"SESSION", "STATE", "TRANSACTION", "LOCKS", "BLOCKS", "HEARD", "FALLS IN", "USER", "DATABASE", "PROGRAM", "PEER", "CONNECTION"}
 	if wide {
 		head = append(head, "COOKIE", "STATEMENT")
 	}
-	fmt.Fprintln(w, strings.Join(head, "\t"))
+	var lines [][]string
 	n, holding, blocked := 0, 0, 0
 	for t, c := range snap.Sessions() {
 		s := t.Session
@@ -117,12 +115,16 @@ func sessionsTable(out *bufio.Writer, snap *engine.Snapshot, wide bool) error {
 		if wide {
 			line = append(line, cookie, dash(s.Statement))
 		}
-		fmt.Fprintln(w, strings.Join(line, "\t"))
+		lines = append(lines, line)
 	}
-	if err := w.Flush(); err != nil {
+	if n == 0 {
+		_, err := fmt.Fprintln(w, "no sessions")
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\n%s, %d with locks, %d blocked\n", count(n, "session"), holding, blocked)
+	if err := writeGrid(w, limit, head, lines); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\n%s, %d with locks, %d blocked\n", count(n, "session"), holding, blocked)
 	return err
 }
 

@@ -232,6 +232,24 @@ func (t *table) put(v conn.Verdict, cell func(b []byte, i int) []byte) error {
 	return err
 }
 
+// writeGrid writes lines of text in columns, each under its head, as a table of
+// connections has them.
+func writeGrid(w *bufio.Writer, limit int, head []string, lines [][]string) error {
+	t := &table{w: w, limit: limit, cols: make([]column, len(head))}
+	lines = slices.Insert(lines, 0, head)
+	for _, line := range lines {
+		for i, cell := range line {
+			t.widths[i] = max(t.widths[i], width([]byte(cell)))
+		}
+	}
+	for _, line := range lines {
+		if err := t.put(noVerdict, func(b []byte, i int) []byte { return append(b, line[i]...) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // foot counts, and names what is worth knowing: the blind and the slowest.
 func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 	if sum.Connections == 0 {

@@ -114,7 +114,9 @@ func (a *app) showTuned(before engine.Tuning, done engine.Tuned, r engine.TuneRe
 	}
 	was := forecast.DetectionTime(policyOfHost(before, engine.TuneSetting.Now))
 	is := forecast.DetectionTime(policyOfHost(before, after))
-	fmt.Fprintf(a.stdout, "an idle peer that vanishes is given up after %s → %s\n", spanText(was), spanText(is))
+	if was != is {
+		fmt.Fprintf(a.stdout, "an idle peer that vanishes is given up after %s → %s\n", spanText(was), spanText(is))
+	}
 	was, is = inFlight(before, engine.TuneSetting.Now), inFlight(before, after)
 	if was != is {
 		fmt.Fprintf(a.stdout, "one with data in flight after %s → %s\n", spanText(was), spanText(is))

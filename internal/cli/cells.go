@@ -3,6 +3,7 @@ package cli
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"deadpeer/forecast"
@@ -195,6 +196,12 @@ func unitCell(_ *table, b []byte, c *engine.Connection) []byte {
 		}
 	}
 	return append(b, '-')
+}
+
+// namespaceCell is what --netns takes for the namespace.
+func namespaceCell(_ *table, b []byte, c *engine.Connection) []byte {
+	name := strings.TrimPrefix(strings.TrimPrefix(c.Namespace(), "pid "), "/run/netns/")
+	return append(b, conn.Printable(name)...)
 }
 
 func netnsCell(_ *table, b []byte, c *engine.Connection) []byte {

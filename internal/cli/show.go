@@ -36,7 +36,7 @@ func (a *app) output(w *bufio.Writer, snap *engine.Snapshot, acted bool) output 
 	}
 	return newTable(w, table{
 		wide: a.common.output == "wide", colour: a.colour(), limit: columnsOf(a.stdout), asked: snap.Asked, acted: acted, owners: !a.common.noOwners, attached: a.attached,
-		sessions: len(a.common.databases) > 0,
+		sessions: len(a.common.databases) > 0, namespaces: a.common.netns == "all",
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 // connections set the widths; a wider cell further down pushes its line.
 type table struct {
 	wide, colour, asked, acted, owners, sessions bool
+	namespaces                                   bool             // there are several
 	attached                                     *engine.Attached // what is shown, when that is one
 	limit                                        int              // columns of the terminal; 0: as many as it takes
 
@@ -65,9 +66,11 @@ func (t *table) columns() []column {
 	cols := []column{
 		{"VERDICT", verdictCell, false},
 		{"STATE", stateCell, false},
-		{"LOCAL", localCell, false},
-		{"PEER", peerCell, false},
 	}
+	if t.namespaces {
+		cols = append(cols, column{"NAMESPACE", namespaceCell, false})
+	}
+	cols = append(cols, column{"LOCAL", localCell, false}, column{"PEER", peerCell, false})
 	if t.owners {
 		cols = append(cols, column{"OWNER", ownerCell, false})
 	}

@@ -38,6 +38,11 @@ func TestVerdictFilter(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	quiet := byPeer(must(w.engine.Scan(t.Context(), r))(t))
 	expect(t, quiet, append(slices.Clone(near), far...), conn.Quiet)
+	for _, c := range quiet {
+		if got := c.Namespace(); got != w.nsPath() {
+			t.Errorf("found in namespace %q, want %q", got, w.nsPath())
+		}
+	}
 }
 
 // scan sends nothing, changes nothing, and yet knows owners and settings.

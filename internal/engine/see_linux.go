@@ -171,7 +171,7 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[setting]uint32{},
 		snap: &Snapshot{
 			TakenAt: kernel.taken, Rules: req.Rules,
-			outcomes: map[uint32]Outcome{}, kernel: kernel,
+			outcomes: map[uint32]Outcome{}, kernel: kernel, namespaces: map[uint32]string{},
 		},
 	}
 	if err := r.open(); err != nil {
@@ -191,7 +191,7 @@ func (r *run) open() error {
 		var hidden int
 		list, hidden, err = netns.List(root, netns.NamedDir, "/run/docker/netns")
 		if hidden > 0 {
-			r.note(true, "%d processes may be in network namespaces that were not looked into (needs CAP_SYS_PTRACE)", hidden)
+			r.note(true, "network namespaces may have been missed; processes that hide theirs: %d (needs CAP_SYS_PTRACE)", hidden)
 		}
 	default:
 		var n *netns.NS
@@ -221,6 +221,7 @@ func (r *run) open() error {
 			continue
 		}
 		r.spaces[n.Inode()] = s
+		r.snap.namespaces[n.Inode()] = n.Name()
 		if limits, err := readLimits(n); err == nil {
 			r.snap.kernel.limits[n.Inode()] = limits
 		} else {

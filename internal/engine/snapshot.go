@@ -23,16 +23,17 @@ type Snapshot struct {
 	How     []string // by what means things were found out, for the curious
 	Rules   verdict.Rules
 
-	table     table
-	order     []uint32     // rows shown
-	owners    []conn.Owner // of connections that have several
-	settings  []setting    // each that was met, once
-	processes processes
-	memory    []sockdiag.Memory
-	fails     []verdict.Fail // what the controls of each path tell
-	kernel    kernel
-	attached  map[conn.ID]bool // sockets whose policy is ours
-	outcomes  map[uint32]Outcome
+	table      table
+	order      []uint32     // rows shown
+	owners     []conn.Owner // of connections that have several
+	settings   []setting    // each that was met, once
+	processes  processes
+	memory     []sockdiag.Memory
+	fails      []verdict.Fail // what the controls of each path tell
+	kernel     kernel
+	attached   map[conn.ID]bool // sockets whose policy is ours
+	outcomes   map[uint32]Outcome
+	namespaces map[uint32]string // what each was found by
 
 	ties       []Tie
 	tieAt      map[uint32]int // by row
@@ -74,6 +75,10 @@ func (c *Connection) Process(pid int32) *conn.Process { return c.snap.Process(pi
 
 // TakenAt is that of the snapshot: forecasts count from it.
 func (c *Connection) TakenAt() time.Time { return c.snap.TakenAt }
+
+// Namespace is what its network namespace was found by: a path, "pid N" or
+// "current".
+func (c *Connection) Namespace() string { return c.snap.namespaces[c.Sock.NetNS] }
 
 // Reason says in words why the verdict is what it is.
 func (c *Connection) Reason() string { return c.Judgement.Reason(c.Evidence) }

@@ -177,6 +177,17 @@ func List(procRoot string, runDirs ...string) (list []*NS, hidden int, err error
 	if err := add(filepath.Join(procRoot, "thread-self/ns/net"), "current"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, fmt.Errorf("list network namespaces: %w", err)
 	}
+	// Before the processes: a name says more than a pid.
+	for _, dir := range runDirs {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			continue // no named namespaces here
+		}
+		for _, e := range names {
+			// A name whose mount is gone is an ordinary empty file.
+			_ = add(filepath.Join(dir, e.Name()), filepath.Join(dir, e.Name()))
+		}
+	}
 	entries, err := os.ReadDir(procRoot)
 	if err != nil {
 		for _, n := range list {
@@ -191,16 +202,6 @@ func List(procRoot string, runDirs ...string) (list []*NS, hidden int, err error
 		err := add(filepath.Join(procRoot, e.Name(), "ns/net"), "pid "+e.Name())
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // else it ended meanwhile
 			hidden++
-		}
-	}
-	for _, dir := range runDirs {
-		names, err := os.ReadDir(dir)
-		if err != nil {
-			continue // no named namespaces here
-		}
-		for _, e := range names {
-			// A name whose mount is gone is an ordinary empty file.
-			_ = add(filepath.Join(dir, e.Name()), filepath.Join(dir, e.Name()))
 		}
 	}
 	return list, hidden, nil

@@ -229,16 +229,22 @@ func TestDoUnprivileged(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
-	running, named := other(t), other(t)
-	cmd := running.Command(t.Context(), "sleep", "60")
+	running, named, both := other(t), other(t), other(t)
+	cmd, inNamed := running.Command(t.Context(), "sleep", "60"), both.Command(t.Context(), "sleep", "60")
 	check(t, running.Start(cmd))
 	defer func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
+	check(t, both.Start(inNamed))
+	defer func() {
+		_ = inNamed.Process.Kill()
+		_ = inNamed.Wait()
+	}()
 	dir := t.TempDir()
 	// A symbolic link stands for the bind mount that ip-netns(8) makes.
 	check(t, os.Symlink(fmt.Sprintf("/proc/self/fd/%d", named.NS().Fd()), filepath.Join(dir, "green")))
+	check(t, os.Symlink(fmt.Sprintf("/proc/self/fd/%d", both.NS().Fd()), filepath.Join(dir, "blue")))
 	check(t, os.WriteFile(filepath.Join(dir, "left-over"), nil, 0o600))
 
 	list, _, err := netns.List("/proc", filepath.Join(dir, "none"), dir)
@@ -255,6 +261,7 @@ func TestList(t *testing.T) {
 		own(t):               "current",
 		running.NS().Inode(): fmt.Sprintf("pid %d", cmd.Process.Pid),
 		named.NS().Inode():   filepath.Join(dir, "green"),
+		both.NS().Inode():    filepath.Join(dir, "blue"),
 	} {
 		if names[inode] != want {
 			t.Errorf("namespace %d: %q, want %q", inode, names[inode], want)

@@ -7,6 +7,7 @@
 //
 //	f, err := forecast.For(forecast.SituationInFlight, forecast.Input{RTT: 40 * time.Millisecond})
 //	fmt.Println(f.Earliest, f.Latest, f.Errno) // 16m11.624s 16m13.672s ETIMEDOUT
+//	f, err = forecast.For(forecast.SituationIdle, forecast.Input{KeepAlive: true, Policy: policy})
 //
 // [For] forecasts a situation from its beginning, or a connection as it is
 // found in the middle of it: idle and being probed, or with so many

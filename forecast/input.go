@@ -11,7 +11,8 @@ import (
 // Input is what a forecast starts from. [Idle] clamps values out of range to
 // the nearest that a kernel can hold, [For] refuses them.
 type Input struct {
-	// KeepAlive says whether SO_KEEPALIVE is on.
+	// KeepAlive says whether SO_KEEPALIVE is on. Where it is off, an idle
+	// connection is never given up, whatever Policy says.
 	KeepAlive bool
 	// Policy has the values in force, as [keepalive.Get] reads them. Zero is
 	// zero here, as a sysctl can set it: no interval sends the probes a tick

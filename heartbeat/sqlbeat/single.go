@@ -48,7 +48,7 @@ func (s *Single) Reconnect(ctx context.Context) error { return s.held.Replace(ct
 func (s *Single) connect(ctx context.Context) (*lone, error) {
 	inner, err := connect(ctx, s.connector)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("connect to database: %w", err)
 	}
 	return &lone{conn{inner: inner}}, nil
 }

@@ -256,7 +256,11 @@ func writeGrid(w *bufio.Writer, limit int, head []string, lines [][]string) erro
 // foot counts, and names what is worth knowing: the blind and the slowest.
 func (t *table) foot(w *bufio.Writer, sum *engine.Summary) error {
 	if sum.Connections == 0 {
-		_, err := fmt.Fprintln(w, "no connections")
+		text := "no connections"
+		if t.attached != nil && t.attached.Changed > 0 {
+			text = "its connections are in network namespaces that cannot be looked into from here"
+		}
+		_, err := fmt.Fprintln(w, text)
 		return err
 	}
 	parts := []string{count(sum.Connections, "connection")}

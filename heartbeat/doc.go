@@ -14,7 +14,9 @@
 //
 // A [Target] is anything with a Ping method. It may also have the methods of
 // [Readier], [Hearer], [Untimed], [Reconnecter] and [sync.Locker]: the monitor
-// looks for each. The sub-packages have targets for common protocols.
+// looks for each. The sub-packages have targets for common protocols. Most begin
+// without a connection, and their pings fail until the monitor has reconnected
+// them: call Reconnect before Add, lest that is logged and counted.
 //
 // # What happens when
 //

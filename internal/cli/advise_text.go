@@ -65,7 +65,7 @@ func policyWords(p keepalive.Policy, named string) string {
 	text := fmt.Sprintf("%s idle, then %d probes %s apart%s: a vanished peer is given up after %s",
 		spanText(p.Idle), p.Probes, spanText(p.Interval), named, spanText(forecast.DetectionTime(p)))
 	if p.UserTimeout > 0 {
-		text += ", one with data in flight after " + spanText(p.UserTimeout)
+		text += ", with data in flight after " + spanText(p.UserTimeout) + " where a user timeout can be set"
 	}
 	return text
 }

@@ -119,7 +119,7 @@ func (a *app) showTuned(before engine.Tuning, done engine.Tuned, r engine.TuneRe
 	}
 	was, is = inFlight(before, engine.TuneSetting.Now), inFlight(before, after)
 	if was != is {
-		fmt.Fprintf(a.stdout, "one with data in flight after %s → %s\n", spanText(was), spanText(is))
+		fmt.Fprintf(a.stdout, "a peer that vanishes with data in flight is given up after %s → %s\n", spanText(was), spanText(is))
 	}
 	a.showExisting(done.Existing, r)
 	if dry {

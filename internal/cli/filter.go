@@ -27,8 +27,8 @@ others = and !=; where there is none, = is meant.
 
   src dst              ADDR, ADDR/LEN, ADDR:PORT, [V6]:PORT, :PORT, *:PORT
   sport dport          port, by number or name, with or without a colon
-  heard sent           how long ago anything came from the peer, or data was sent
-                       to it: 90s, 10m, 2h, 1d
+  heard sent           how long ago anything came from the peer, or data went to
+                       it: 90s, 10m, 2h, 1d
   rtt                  smoothed round-trip time: 40ms
   recv-q send-q        bytes that the program has not read, or the peer not
                        acknowledged

@@ -34,7 +34,7 @@ type policyFlags struct {
 func (p *policyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&p.profile, "profile", "", "the policy of this `name`; see deadpeer profiles")
-	f.Var(&p.within, "within", "the policy that gives the vanished peer of an idle connection up after this time")
+	f.Var(&p.within, "within", "the policy that gives an idle connection's vanished peer up after this time")
 	f.Var(&p.idle, "idle", "silence before the first probe")
 	f.Var(&p.interval, "interval", "time between probes")
 	f.Var(&p.probes, "probes", "how many probes must go unanswered")
@@ -48,7 +48,7 @@ func (p *policyFlags) add(cmd *cobra.Command) {
 // withinHasUserTimeout says so of the flag, where nobody else's connection can
 // be hurt by one.
 func withinHasUserTimeout(cmd *cobra.Command) {
-	cmd.Flags().Lookup("within").Usage += "; a user timeout is part of it, for data in flight"
+	cmd.Flags().Lookup("within").Usage += ", data in flight too (user timeout)"
 }
 
 // policy is what the flags say. What they leave open comes from base.

@@ -214,7 +214,7 @@ func (q *inquiry) prepare() error {
 
 func (q *inquiry) route(row *row) (path.Route, error) {
 	s := &row.sock
-	from := path.RouteKey{Local: s.Local().Addr().Unmap(), Interface: s.Interface, Mark: s.Mark}
+	from := path.RouteKey{Local: s.Local().Addr().Unmap(), Interface: s.Interface, Mark: s.Mark, UID: s.UID}
 	route, err := q.spaces[s.NetNS].paths.Route(s.Peer().Addr().Unmap(), from)
 	if err != nil {
 		return route, fmt.Errorf("find the path to %s: %w", s.Peer().Addr(), err)

@@ -125,3 +125,19 @@ func TestCheckNoRoute(t *testing.T) {
 		})
 	}
 }
+
+// A route that the kernel chooses by the user of the socket is the one that
+// counts.
+func TestCheckRouteOfUser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	far := w.connect("tcp4", w.far, 2)
+	const user = 4711
+	control(t, w.servers[far[0]], func(fd int) { ok(t, unix.Fchown(fd, user, -1)) })
+	rule := netlink.NewRule()
+	rule.Family, rule.UIDRange, rule.Type, rule.Priority = unix.AF_INET, netlink.NewRuleUIDRange(user, user), unix.RTN_PROHIBIT, 100
+	ok(t, w.netlink(w.server).RuleAdd(rule))
+	got := w.check(t.Context(), w.request())
+	expect(t, got, far[:1], conn.Unknown, verdict.WhyNotAsked)
+	expect(t, got, far[1:], conn.Alive)
+}

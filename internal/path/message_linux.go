@@ -80,6 +80,12 @@ func finish(b []byte) []byte {
 	return b
 }
 
+func appendByte(b []byte, kind uint16, v byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, unix.SizeofRtAttr+1)
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	return append(b, v, 0, 0, 0) // aligned
+}
+
 func appendUint32(b []byte, kind uint16, v uint32) []byte {
 	b = binary.NativeEndian.AppendUint16(b, unix.SizeofRtAttr+4)
 	b = binary.NativeEndian.AppendUint16(b, kind)

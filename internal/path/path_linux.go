@@ -22,16 +22,17 @@ type Hop struct {
 }
 
 // RouteKey is what of a connection, besides its peer, the kernel chooses a
-// route by. The zero RouteKey is that of a connection yet to be made.
+// route by. The zero RouteKey is that of a connection of root, yet to be made.
 type RouteKey struct {
 	Local     netip.Addr // the connection's own address
 	Interface uint32     // index of the interface the socket is bound to
 	Mark      uint32     // SO_MARK
+	UID       uint32     // owner of the socket
 }
 
-// Route is the kernel's choice. Where several next hops share a route by the
-// ports of a connection (multipath with fib_multipath_hash_policy 1), it is
-// that of one of them.
+// Route is the kernel's choice for TCP. Where the ports of a connection decide
+// (rules with ports; multipath with fib_multipath_hash_policy 1), it is that of
+// a connection without any.
 type Route struct {
 	Hop     Hop
 	Local   bool // the peer's address is one of this host's own: both ends are here
@@ -176,7 +177,7 @@ func (c *rtnl) route(k key) (Route, error) {
 	if local.Is6() && !local.IsLinkLocalUnicast() {
 		ours, err := c.ask(local, netip.Addr{}, k.from)
 		if err == nil && !ours.Local && k.from.Interface != 0 {
-			ours, err = c.ask(local, netip.Addr{}, RouteKey{Mark: k.from.Mark})
+			ours, err = c.ask(local, netip.Addr{}, RouteKey{Mark: k.from.Mark, UID: k.from.UID})
 		}
 		if err != nil || !ours.Local {
 			return Route{Missing: err == nil}, err
@@ -199,6 +200,8 @@ func (c *rtnl) ask(peer, local netip.Addr, from RouteKey) (Route, error) {
 	if from.Mark != 0 {
 		b = appendUint32(b, unix.RTA_MARK, from.Mark)
 	}
+	b = appendUint32(b, unix.RTA_UID, from.UID) // without it, the caller's
+	b = appendByte(b, unix.RTA_IP_PROTO, unix.IPPROTO_TCP)
 	c.out = finish(b)
 	m, err := c.one()
 	switch {

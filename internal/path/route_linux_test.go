@@ -35,6 +35,12 @@ func TestRoute(t *testing.T) {
 		rule := netlink.NewRule()
 		rule.Family, rule.Mark, rule.Table, rule.Priority = f.version, 7, 77, 100
 		s.ok(s.nl.RuleAdd(rule))
+		rule = netlink.NewRule()
+		rule.Family, rule.UIDRange, rule.Table, rule.Priority = f.version, netlink.NewRuleUIDRange(4711, 4711), 77, 101
+		s.ok(s.nl.RuleAdd(rule))
+		rule = netlink.NewRule()
+		rule.Family, rule.IPProto, rule.Mark, rule.Type, rule.Priority = f.version, unix.IPPROTO_UDP, 8, unix.RTN_PROHIBIT, 102
+		s.ok(s.nl.RuleAdd(rule))
 	}
 	tests := []test{
 		{name: "gateway", peer: "192.0.2.9", want: Route{Hop: Hop{eth, gw4}}},
@@ -52,6 +58,10 @@ func TestRoute(t *testing.T) {
 		{name: "link-local elsewhere", peer: "fe80::1", from: RouteKey{Interface: side}, want: Route{Hop: Hop{Interface: side}}},
 		{name: "marked", peer: "192.0.2.9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{side, s.sidelink.IPv4(s.elsewhere)}}},
 		{name: "marked", peer: "2001:db8::9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{side, s.sidelink.IPv6(s.elsewhere)}}},
+		{name: "of a user", peer: "192.0.2.9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{side, s.sidelink.IPv4(s.elsewhere)}}},
+		{name: "of a user", peer: "2001:db8::9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{side, s.sidelink.IPv6(s.elsewhere)}}},
+		{name: "not TCP", peer: "192.0.2.9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{eth, gw4}}},
+		{name: "not TCP", peer: "2001:db8::9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{eth, gw6}}},
 		{name: "via the other family", peer: "198.51.100.6", want: Route{Hop: Hop{eth, gw6}}},
 		{name: "blackhole", peer: "198.51.100.1", want: Route{Missing: true}},
 		{name: "prohibit", peer: "198.51.100.2", want: Route{Missing: true}},

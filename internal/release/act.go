@@ -41,7 +41,10 @@ type Ender interface {
 type Item struct {
 	Sock   conn.Sock // identity and addresses
 	SegsIn uint32    // segments received before the first unanswered question
-	Any    bool      // end it whatever it has heard (asked for by cookie)
+	// Silence is how long it has heard nothing, at least: since the first
+	// unanswered question.
+	Silence time.Duration
+	Any     bool // end it whatever it has heard (asked for by cookie)
 }
 
 // Errors that an outcome matches.
@@ -168,11 +171,20 @@ func read(d Destroyer, items []Item, todo []int, outcome func(i int, err error))
 			outcome(i, settled[n])
 		case !items[i].Any && !socks[n].HasInfo:
 			outcome(i, errNoInfo)
-		case !items[i].Any && socks[n].SegsIn != items[i].SegsIn:
+		case !items[i].Any && (socks[n].SegsIn != items[i].SegsIn || !silent(socks[n], items[i].Silence)):
 			outcome(i, ErrHeard)
 		default:
 			left, fresh, at = append(left, i), append(fresh, socks[n]), append(at, i)
 		}
 	}
 	return left, fresh, at
+}
+
+// silent reports whether a socket has heard nothing for that long. One that its
+// program has connected anew has its cookie still, and may have received as
+// many segments as before (tcp_disconnect).
+func silent(s *conn.Sock, d time.Duration) bool {
+	const behind = 100 * time.Millisecond // what the kernel's count of ticks may be
+	heard, _ := s.Heard()
+	return heard >= d-behind
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -96,6 +98,57 @@ func TestTupleReused(t *testing.T) {
 			t.Errorf("read: %v", err)
 		}
 		_, _ = unix.Close(c), unix.Close(s)
+		return nil
+	}))
+}
+
+// A socket that its program has connected anew, by the same addresses, is
+// another connection though its cookie and its count of segments are the same.
+func TestConnectedAnew(t *testing.T) {
+	t.Parallel()
+	n := must(testnet.New(t.Context()))(t)
+	t.Cleanup(func() { ok(t, n.Close()) })
+	host := must(n.Host("host"))(t)
+	diag := must(sockdiag.Open(host.NS()))(t)
+	defer func() { ok(t, diag.Close()) }()
+	ok(t, host.Do(func() error {
+		l := must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
+		defer func() { _ = unix.Close(l) }()
+		ok(t, errors.Join(unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(l, 16)))
+		server := must(unix.Getsockname(l))(t).(*unix.SockaddrInet4)
+		c := must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
+		defer func() { _ = unix.Close(c) }()
+		client := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 2}, Port: 20000}
+		ok(t, errors.Join(unix.Bind(c, client), unix.Connect(c, server)))
+		sock := conn.Sock{
+			NetNS: diag.NetNS(), Family: conn.IPv4, State: conn.Established,
+			LocalIP: netip.AddrFrom4(client.Addr).As16(), LocalPort: uint16(client.Port),
+			PeerIP: netip.AddrFrom4(server.Addr).As16(), PeerPort: uint16(server.Port),
+			Cookie: must(unix.GetsockoptUint64(c, unix.SOL_SOCKET, unix.SO_COOKIE))(t),
+		}
+		look := func() (s conn.Sock) {
+			s = sock
+			ok(t, diag.Lookup([]*conn.Sock{&s}, func(_ int, err error) { ok(t, err) }))
+			return s
+		}
+		before := look()
+		time.Sleep(200 * time.Millisecond)
+		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		ok(t, unix.Connect(c, server))
+		if now := look(); now.SegsIn != before.SegsIn {
+			t.Fatalf("%d segments, were %d", now.SegsIn, before.SegsIn)
+		}
+		Act(t.Context(), diag, []Item{{Sock: before, SegsIn: before.SegsIn, Silence: 200 * time.Millisecond}}, func(_ int, err error) {
+			if !errors.Is(err, ErrHeard) {
+				t.Errorf("got %v", err)
+			}
+		})
+		if now := look(); now.State != conn.Established {
+			t.Errorf("the new connection is %s", now.State)
+		}
 		return nil
 	}))
 }

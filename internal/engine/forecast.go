@@ -14,8 +14,8 @@ import (
 // the values it needs are not known.
 //
 // Without BPF an orphan's user timeout cannot be read; it is taken for none. So are
-// TCP_SYNCNT, TCP_LINGER2 and TCP_RTO_MAX_MS of a socket: the host's values
-// count.
+// TCP_SYNCNT, TCP_LINGER2, TCP_RTO_MAX_MS and TCP_THIN_LINEAR_TIMEOUTS of a
+// socket: the host's values count.
 func (c *Connection) Forecast() (f forecast.Forecast, ok bool) {
 	if !c.foreseen {
 		c.forecast, c.foreseeable = c.foresee()
@@ -120,10 +120,15 @@ func (c *Connection) waiting(in *forecast.Input) (situation forecast.Situation, 
 	default:
 		return "", false
 	}
-	// What waits for the window to open again is not modelled, and a timer of
-	// an orphan that is short of its timeout shows a user timeout.
+	// What waits for the window to open again is not modelled, nor is backoff
+	// that errors of the network take back (tcp_ld_RTO_revert) or a thin stream
+	// is spared (tcp_retransmit_timer), and a timer of an orphan that is short
+	// of its timeout shows a user timeout.
+	const thin = 4 // packets in flight (tcp_stream_is_thin)
 	switch rto := us(s.RTOUS); {
-	case !s.HasInfo || s.Unacked == 0 || s.HasWindow && s.SendWindow == 0:
+	case !s.HasInfo || s.Unacked == 0 || s.HasWindow && s.SendWindow == 0 || s.Backoff != s.Retransmits:
+		return "", false
+	case s.State == conn.Established && s.Unacked < thin && c.snap.kernel.limits[s.NetNS].thinLinear:
 		return "", false
 	case !c.Known && s.Retransmits > 0 && in.Sent > 0 && in.Sent+in.TimerIn < rto-20*time.Millisecond && s.TimerMS > 0:
 		return "", false

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/forecast"
@@ -210,6 +211,65 @@ func (w *world) foretell(names map[uint16]string) {
 	t.Logf("%d of %d forecasts certain\n%-30s %7s  %7s %7s  %7s\n%s", certain, sayings, "", "at", "from", "to", "ended", strings.Join(table, "\n"))
 	if counted := readKernel().counter.Known(); counted && certain == 0 {
 		t.Error("no forecast was certain")
+	}
+}
+
+// A router that tells of every packet that the peer cannot be reached takes
+// backoff back, again and again (RFC 6069). When that ends nobody knows.
+func TestForecastUnreachable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	router, beyond := must(w.net.Router("router"))(t), must(w.net.Host("beyond"))(t)
+	uplink, downlink := must(w.net.Connect(w.server, router))(t), must(w.net.Connect(router, beyond))(t)
+	ok(t, w.server.RouteVia(uplink))
+	ok(t, beyond.RouteVia(downlink))
+	ok(t, w.server.SetSysctl("net.ipv4.tcp_retries2", "5"))
+	ok(t, router.SetSysctl("net.ipv4.icmp_ratelimit", "0"))
+	l := must(beyond.Listen(t.Context(), "tcp4", "0.0.0.0:0"))(t)
+	defer func() { _ = l.Close() }()
+	peer := downlink.IPv4(beyond)
+	c := must(w.server.Dial(t.Context(), "tcp4", netip.AddrPortFrom(peer, l.Addr().(*net.TCPAddr).AddrPort().Port()).String()))(t)
+	defer func() { _ = c.Close() }()
+	ok(t, w.netlink(router).RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: peer.AsSlice(), Mask: net.CIDRMask(32, 32)}, Type: unix.RTN_UNREACHABLE}))
+	must(c.Write([]byte{1}))(t)
+	seen := false
+	wait(t, "the third retransmission", func() bool {
+		for c := range must(w.engine.Scan(t.Context(), w.request()))(t).All() {
+			s := c.Sock
+			if s.Retransmits == 0 || s.Backoff != 0 {
+				continue
+			}
+			if f, known := c.Forecast(); known {
+				t.Errorf("forecast %s to %s after %d retransmissions without backoff", f.Earliest, f.Latest, s.Retransmits)
+			}
+			seen = seen || s.Retransmits >= 3
+		}
+		return seen
+	})
+}
+
+// Where the host retransmits for thin streams without backoff at first, the end
+// of one is not told as if it did not.
+func TestForecastThin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ok(t, w.server.SetSysctl("net.ipv4.tcp_thin_linear_timeouts", "1"))
+	ok(t, w.server.SetSysctl("net.ipv4.tcp_retries2", "3"))
+	far := w.connect("tcp4", w.far, 1)
+	// BBR has no threshold of slow start, so that none of its streams is thin.
+	control(t, w.servers[far[0]], func(fd int) { ok(t, unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")) })
+	ok(t, w.toFar.Cut())
+	must(w.servers[far[0]].Write([]byte{1}))(t)
+	snap := must(w.engine.Scan(t.Context(), w.request()))(t)
+	_, err := w.servers[far[0]].Read(make([]byte, 1))
+	ended := time.Since(snap.TakenAt)
+	if !errors.Is(err, unix.ETIMEDOUT) {
+		t.Fatal(err)
+	}
+	if c := byPeer(snap)[far[0]]; c.Sock.Unacked != 1 {
+		t.Fatalf("nothing is in flight: %+v", c.Sock)
+	} else if f, known := c.Forecast(); known && (ended < f.Earliest || ended > f.Latest+1500*time.Millisecond) {
+		t.Errorf("given up after %s, forecast %s to %s", ended, f.Earliest, f.Latest)
 	}
 }
 

@@ -31,7 +31,7 @@ func readKernel() kernel {
 type limits struct {
 	retries2, orphanRetries, synRetries, synackRetries, synLinear int
 	finTimeout, rtoMax, synackMax                                 time.Duration
-	noLossProbe                                                   bool
+	noLossProbe, thinLinear                                       bool
 }
 
 // input is a forecast's, with these limits.

@@ -17,7 +17,7 @@ import (
 // kernel shows those of the thread that opens the file.
 func readLimits(n *netns.NS) (l limits, err error) {
 	err = n.Do(func() error {
-		var early, rtoMax, fin int
+		var early, thin, rtoMax, fin int
 		for _, f := range []struct {
 			name   string
 			to     *int
@@ -31,6 +31,7 @@ func readLimits(n *netns.NS) (l limits, err error) {
 			{"tcp_fin_timeout", &fin, 60},
 			{"tcp_rto_max_ms", &rtoMax, 120_000}, // Linux 6.15
 			{"tcp_early_retrans", &early, 3},
+			{"tcp_thin_linear_timeouts", &thin, 0},
 		} {
 			if *f.to, err = readLimit("/proc/sys/net/ipv4/"+f.name, f.absent); err != nil {
 				return err
@@ -41,6 +42,7 @@ func readLimits(n *netns.NS) (l limits, err error) {
 			l.synackMax = 120 * time.Second // TCP_RTO_MAX
 		}
 		l.noLossProbe = early != 3 && early != 4 // tcp_schedule_loss_probe
+		l.thinLinear = thin != 0
 		return nil
 	})
 	if err != nil {

@@ -198,6 +198,46 @@ func TestReleaseHeldByGateway(t *testing.T) {
 	expectOutcomes(t, byPeer(p.Snapshot), []netip.AddrPort{peer}, "held: gateway")
 }
 
+// Answers need not come the way that questions go: the interface that has the
+// connection's own address counts, too.
+func TestReleaseHeldByWayBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	out, back, beyond := must(w.net.Router("out"))(t), must(w.net.Router("back"))(t), must(w.net.Host("beyond"))(t)
+	toOut, toBack := must(w.net.Connect(w.server, out))(t), must(w.net.Connect(w.server, back))(t)
+	outToBeyond, backToBeyond := must(w.net.Connect(out, beyond))(t), must(w.net.Connect(back, beyond))(t)
+	ok(t, w.server.RouteVia(toOut))
+	ok(t, beyond.RouteVia(backToBeyond))
+	subnet := must(backToBeyond.IPv4(beyond).Prefix(24))(t).Masked()
+	ok(t, w.netlink(out).RouteAdd(&netlink.Route{
+		Dst: &net.IPNet{IP: subnet.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}, Gw: outToBeyond.IPv4(beyond).AsSlice(),
+	}))
+	l := w.listener("tcp4")
+	to := netip.AddrPortFrom(toBack.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port())
+	c := must(beyond.Dial(t.Context(), "tcp4", to.String()))(t)
+	s := must(l.AcceptTCP())(t)
+	t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+	peers := []netip.AddrPort{c.LocalAddr().(*net.TCPAddr).AddrPort()}
+	expect(t, w.check(t.Context(), w.request()), peers, conn.Alive)
+	ok(t, w.server.LinkDown(toBack))
+	p := w.plan(w.request())
+	expect(t, byPeer(p.Snapshot), peers, conn.Dead)
+	if p.Len() != 0 || len(p.Held) != 1 || !strings.Contains(p.Held[0], "has no carrier") {
+		t.Errorf("%d planned, held %q", p.Len(), p.Held)
+	}
+	// A flap of it spoils what went unanswered meanwhile.
+	ok(t, w.server.LinkUp(toBack))
+	expect(t, w.check(t.Context(), w.request()), peers, conn.Alive)
+	ok(t, backToBeyond.Cut())
+	got := w.during(w.request(), 2500*time.Millisecond, func() {
+		ok(t, w.server.LinkDown(toBack))
+		ok(t, w.server.LinkUp(toBack))
+	})
+	if e := got[peers[0]].Evidence; e.Questions < e.Unanswered+2 {
+		t.Errorf("nothing was discarded: %+v", e)
+	}
+}
+
 // Of twelve peers over one interface seven may be dead; when it is eight, our
 // own side is suspected.
 func TestReleaseHeldByShare(t *testing.T) {

@@ -47,19 +47,18 @@ type Health struct {
 	Up        bool   // administratively
 	Carrier   bool
 	Gateway   GatewayState
+	Home      string // why the interface of the connection's own address seems gone, ""
 }
 
 // Reason says in words why the hop itself seems gone, "" when it does not: an
 // unconfirmed gateway is no reason.
 func (h Health) Reason() string {
 	name := conn.Printable(h.Interface)
-	switch {
-	case h.Interface == "":
-		return fmt.Sprintf("interface %d is gone", h.Hop.Interface)
-	case !h.Up:
-		return fmt.Sprintf("interface %s is down", name)
-	case !h.Carrier:
-		return fmt.Sprintf("interface %s has no carrier", name)
+	switch gone := goneReason(h.Hop.Interface, h.Interface, h.Up, h.Carrier); {
+	case gone != "":
+		return gone
+	case h.Home != "":
+		return h.Home
 	case h.Gateway != GatewayFailed:
 		return ""
 	case h.Hop.Gateway.Is4():
@@ -67,6 +66,19 @@ func (h Health) Reason() string {
 	default:
 		return fmt.Sprintf("gateway %s on %s does not answer neighbour discovery", h.Hop.Gateway, name)
 	}
+}
+
+// goneReason says in words why an interface seems gone, "" when it does not.
+func goneReason(index uint32, name string, up, carrier bool) string {
+	switch printable := conn.Printable(name); {
+	case name == "":
+		return fmt.Sprintf("interface %d is gone", index)
+	case !up:
+		return fmt.Sprintf("interface %s is down", printable)
+	case !carrier:
+		return fmt.Sprintf("interface %s has no carrier", printable)
+	}
+	return ""
 }
 
 // Health tells the state of a hop as last notified. Cheap: no system call.
@@ -81,6 +93,13 @@ func (w *world) health(hop Hop) Health {
 	l := w.links[hop.Interface]
 	if l != nil {
 		h.Interface, h.Up, h.Carrier = l.name, l.flags&unix.IFF_UP != 0, l.carrier
+	}
+	if hop.Home != 0 {
+		var home link
+		if l := w.links[hop.Home]; l != nil {
+			home = *l
+		}
+		h.Home = goneReason(hop.Home, home.name, home.flags&unix.IFF_UP != 0, home.carrier)
 	}
 	switch {
 	case !hop.Gateway.IsValid():

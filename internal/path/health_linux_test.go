@@ -197,8 +197,8 @@ func TestReason(t *testing.T) {
 		{Health{Interface: "eth0", Up: true}, "interface eth0 has no carrier"},
 		{Health{Interface: "\x1b[2J", Up: true}, `interface \x1b[2J has no carrier`},
 		{Health{Hop: Hop{Interface: 9}}, "interface 9 is gone"},
-		{Health{Hop{1, netip.MustParseAddr("10.0.0.1")}, "eth0", true, true, GatewayFailed}, "gateway 10.0.0.1 on eth0 does not answer ARP"},
-		{Health{Hop{1, netip.MustParseAddr("fe80::1")}, "eth0", true, true, GatewayFailed}, "gateway fe80::1 on eth0 does not answer neighbour discovery"},
+		{Health{Hop: Hop{Interface: 1, Gateway: netip.MustParseAddr("10.0.0.1")}, Interface: "eth0", Up: true, Carrier: true, Gateway: GatewayFailed}, "gateway 10.0.0.1 on eth0 does not answer ARP"},
+		{Health{Hop: Hop{Interface: 1, Gateway: netip.MustParseAddr("fe80::1")}, Interface: "eth0", Up: true, Carrier: true, Gateway: GatewayFailed}, "gateway fe80::1 on eth0 does not answer neighbour discovery"},
 	}
 	for _, tt := range tests {
 		if got := tt.health.Reason(); got != tt.want {

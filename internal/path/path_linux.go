@@ -15,10 +15,12 @@ import (
 )
 
 // Hop is the first step of a path: the interface and the gateway behind it.
-// Hops are comparable.
+// From behind a gateway answers may come in another way: most likely by the
+// interface that has the connection's own address. Hops are comparable.
 type Hop struct {
 	Interface uint32     // index
 	Gateway   netip.Addr // invalid when the peer is on the link itself
+	Home      uint32     // index of that interface where it is another, else 0
 }
 
 // RouteKey is what of a connection, besides its peer, the kernel chooses a
@@ -95,8 +97,9 @@ func (p *Paths) release() error {
 }
 
 // Generation is a number that rises when something happened that may have
-// spoilt a question asked over the hop: its interface changed state, master or
-// link-layer address, lost or got an address or a route; the gateway (for
+// spoilt a question asked over the hop: its interface, or that of the own
+// address, changed state, master or link-layer address, lost or got an address
+// or a route; the gateway (for
 // peers on the link: any neighbour) answers from another link-layer address or
 // came back after it had failed; the route of a peer that Route was asked for
 // left the hop; or notifications were lost. A neighbour that stops answering
@@ -125,7 +128,7 @@ func (p *Paths) Route(peer netip.Addr, from RouteKey) (Route, error) {
 		if ok {
 			return r, nil
 		}
-		r, err := p.asker.route(k)
+		r, err := p.ask(p.asker, k)
 		if err != nil {
 			return Route{}, fmt.Errorf("ask route to %s: %w", peer, err)
 		}
@@ -137,11 +140,22 @@ func (p *Paths) Route(peer netip.Addr, from RouteKey) (Route, error) {
 		}
 		p.mu.Unlock() // this may be how it was before the change: ask again
 	}
-	r, err := p.asker.route(k)
+	r, err := p.ask(p.asker, k)
 	if err != nil {
 		return Route{}, fmt.Errorf("ask route to %s: %w", peer, err)
 	}
 	return r, nil
+}
+
+// ask asks for one route, without remembering it.
+func (p *Paths) ask(c *rtnl, k key) (Route, error) {
+	r, err := c.route(k)
+	if err == nil && r.Hop.Gateway.IsValid() && k.from.Interface == 0 {
+		p.mu.RLock()
+		r.Hop.Home = p.world.home(k.from.Local, r.Hop.Interface)
+		p.mu.RUnlock()
+	}
+	return r, err
 }
 
 // maxRoutes bounds the memory for routes, to some 40 MB.
@@ -164,7 +178,7 @@ type key struct {
 	from RouteKey
 }
 
-// route asks for one route, without remembering it.
+// route asks for one route, but for Hop.Home.
 func (c *rtnl) route(k key) (Route, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -42,13 +42,18 @@ func TestRoute(t *testing.T) {
 		rule.Family, rule.IPProto, rule.Mark, rule.Type, rule.Priority = f.version, unix.IPPROTO_UDP, 8, unix.RTN_PROHIBIT, 102
 		s.ok(s.nl.RuleAdd(rule))
 	}
+	s.eventually("take the address of the other interface in", func() bool { return s.route(s.sidelink.IPv6(s.host).String()).Local })
 	tests := []test{
-		{name: "gateway", peer: "192.0.2.9", want: Route{Hop: Hop{eth, gw4}}},
-		{name: "gateway", peer: "2001:db8::9", want: Route{Hop: Hop{eth, gw6}}},
-		{name: "mapped", peer: "::ffff:192.0.2.9", from: RouteKey{Local: netip.AddrFrom16(own4.As16())}, want: Route{Hop: Hop{eth, gw4}}},
-		{name: "own source", peer: "192.0.2.9", from: RouteKey{Local: own4}, want: Route{Hop: Hop{eth, gw4}}},
-		{name: "own source", peer: "2001:db8::9", from: RouteKey{Local: own6}, want: Route{Hop: Hop{eth, gw6}}},
-		{name: "own source, bound", peer: "2001:db8::9", from: RouteKey{Local: own6, Interface: eth}, want: Route{Hop: Hop{eth, gw6}}},
+		{name: "gateway", peer: "192.0.2.9", want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
+		{name: "gateway", peer: "2001:db8::9", want: Route{Hop: Hop{Interface: eth, Gateway: gw6}}},
+		{name: "mapped", peer: "::ffff:192.0.2.9", from: RouteKey{Local: netip.AddrFrom16(own4.As16())}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
+		{name: "own source", peer: "192.0.2.9", from: RouteKey{Local: own4}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
+		{name: "own source", peer: "2001:db8::9", from: RouteKey{Local: own6}, want: Route{Hop: Hop{Interface: eth, Gateway: gw6}}},
+		{name: "own source, bound", peer: "2001:db8::9", from: RouteKey{Local: own6, Interface: eth}, want: Route{Hop: Hop{Interface: eth, Gateway: gw6}}},
+		{name: "source elsewhere", peer: "192.0.2.9", from: RouteKey{Local: s.sidelink.IPv4(s.host)}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4, Home: side}}},
+		{name: "source elsewhere", peer: "2001:db8::9", from: RouteKey{Local: s.sidelink.IPv6(s.host)}, want: Route{Hop: Hop{Interface: eth, Gateway: gw6, Home: side}}},
+		{name: "source elsewhere, bound", peer: "192.0.2.9", from: RouteKey{Local: s.sidelink.IPv4(s.host), Interface: eth}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
+		{name: "source elsewhere", peer: "10.0.0.9", from: RouteKey{Local: s.sidelink.IPv4(s.host)}, want: Route{Hop: Hop{Interface: eth}}},
 		{name: "strange source", peer: "192.0.2.9", from: RouteKey{Local: netip.MustParseAddr("192.0.2.1")}, want: Route{Missing: true}},
 		{name: "strange source", peer: "2001:db8::9", from: RouteKey{Local: netip.MustParseAddr("2001:db8::1")}, want: Route{Missing: true}},
 		{name: "on-link", peer: "10.0.0.9", want: Route{Hop: Hop{Interface: eth}}},
@@ -56,13 +61,13 @@ func TestRoute(t *testing.T) {
 		{name: "the gateway itself", peer: gw4.String(), want: Route{Hop: Hop{Interface: eth}}},
 		{name: "link-local", peer: "fe80::1%eth0", from: RouteKey{Interface: eth}, want: Route{Hop: Hop{Interface: eth}}},
 		{name: "link-local elsewhere", peer: "fe80::1", from: RouteKey{Interface: side}, want: Route{Hop: Hop{Interface: side}}},
-		{name: "marked", peer: "192.0.2.9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{side, s.sidelink.IPv4(s.elsewhere)}}},
-		{name: "marked", peer: "2001:db8::9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{side, s.sidelink.IPv6(s.elsewhere)}}},
-		{name: "of a user", peer: "192.0.2.9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{side, s.sidelink.IPv4(s.elsewhere)}}},
-		{name: "of a user", peer: "2001:db8::9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{side, s.sidelink.IPv6(s.elsewhere)}}},
-		{name: "not TCP", peer: "192.0.2.9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{eth, gw4}}},
-		{name: "not TCP", peer: "2001:db8::9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{eth, gw6}}},
-		{name: "via the other family", peer: "198.51.100.6", want: Route{Hop: Hop{eth, gw6}}},
+		{name: "marked", peer: "192.0.2.9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{Interface: side, Gateway: s.sidelink.IPv4(s.elsewhere)}}},
+		{name: "marked", peer: "2001:db8::9", from: RouteKey{Mark: 7}, want: Route{Hop: Hop{Interface: side, Gateway: s.sidelink.IPv6(s.elsewhere)}}},
+		{name: "of a user", peer: "192.0.2.9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{Interface: side, Gateway: s.sidelink.IPv4(s.elsewhere)}}},
+		{name: "of a user", peer: "2001:db8::9", from: RouteKey{UID: 4711}, want: Route{Hop: Hop{Interface: side, Gateway: s.sidelink.IPv6(s.elsewhere)}}},
+		{name: "not TCP", peer: "192.0.2.9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
+		{name: "not TCP", peer: "2001:db8::9", from: RouteKey{Mark: 8}, want: Route{Hop: Hop{Interface: eth, Gateway: gw6}}},
+		{name: "via the other family", peer: "198.51.100.6", want: Route{Hop: Hop{Interface: eth, Gateway: gw6}}},
 		{name: "blackhole", peer: "198.51.100.1", want: Route{Missing: true}},
 		{name: "prohibit", peer: "198.51.100.2", want: Route{Missing: true}},
 		{name: "unreachable", peer: "198.51.100.3", want: Route{Missing: true}},
@@ -107,7 +112,7 @@ func TestRouteFollows(t *testing.T) {
 			other := &netlink.Route{Dst: parseNet(f.farNet), LinkIndex: s.side.Attrs().Index, Gw: f.of(s.sidelink, s.elsewhere).AsSlice()}
 			s.ok(s.nl.RouteAdd(other))
 			s.eventually("see the new route", func() bool {
-				return s.route(f.far).Hop == Hop{uint32(s.side.Attrs().Index), f.of(s.sidelink, s.elsewhere)}
+				return s.route(f.far).Hop == Hop{Interface: uint32(s.side.Attrs().Index), Gateway: f.of(s.sidelink, s.elsewhere)}
 			})
 			s.ok(s.nl.RouteDel(other))
 			s.eventually("see it go", func() bool { return s.route(f.far) == first })

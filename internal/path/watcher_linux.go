@@ -273,7 +273,7 @@ func (w *watcher) recheck(c *changes) {
 			return
 		default:
 		}
-		r, err := w.asker.route(k)
+		r, err := p.ask(w.asker, k)
 		if err == nil && r == old {
 			continue
 		}

@@ -17,8 +17,9 @@ type world struct {
 	all      uint64 // when everything may have changed
 	removed  uint64 // when an interface was last removed
 	links    map[uint32]*link
-	rerouted map[Hop]uint64 // when the route of a peer last left the hop
-	pending  changes        // routes to ask for again
+	rerouted map[Hop]uint64        // when the route of a peer last left the hop
+	homes    map[netip.Addr]uint32 // the interface of each address; of several, the last to get it
+	pending  changes               // routes to ask for again
 }
 
 // link is an interface.
@@ -60,7 +61,7 @@ const (
 const minSweep = 1024
 
 func newWorld(clock uint64) *world {
-	return &world{clock: clock, all: clock, links: map[uint32]*link{}, rerouted: map[Hop]uint64{}}
+	return &world{clock: clock, all: clock, links: map[uint32]*link{}, rerouted: map[Hop]uint64{}, homes: map[netip.Addr]uint32{}}
 }
 
 func (w *world) tick() uint64 {
@@ -70,6 +71,13 @@ func (w *world) tick() uint64 {
 
 func (w *world) generation(h Hop) uint64 {
 	g := max(w.all, w.rerouted[h])
+	if h.Home != 0 {
+		if l := w.links[h.Home]; l != nil {
+			g = max(g, l.changed)
+		} else {
+			g = max(g, w.removed)
+		}
+	}
 	l := w.links[h.Interface]
 	if l == nil {
 		return max(g, w.removed)
@@ -85,6 +93,22 @@ func (w *world) generation(h Hop) uint64 {
 		g = max(g, n.changed)
 	}
 	return g
+}
+
+// home is the interface that has the address, 0 when that is out or loopback.
+func (w *world) home(a netip.Addr, out uint32) uint32 {
+	index := w.homes[a]
+	if l := w.links[index]; l == nil || index == out || l.flags&unix.IFF_LOOPBACK != 0 {
+		return 0
+	}
+	if l := w.links[out]; l != nil {
+		for p := range l.addrs {
+			if p.Addr() == a {
+				return 0
+			}
+		}
+	}
+	return index
 }
 
 // apply takes one message, a notification or part of a dump. What makes no
@@ -122,6 +146,7 @@ func (w *world) applyLink(m message) {
 			w.removed = w.tick()
 			delete(w.links, index)
 			maps.DeleteFunc(w.rerouted, func(h Hop, _ uint64) bool { return h.Interface == index })
+			maps.DeleteFunc(w.homes, func(_ netip.Addr, home uint32) bool { return home == index })
 			w.pending.addInterface(index)
 		}
 		return
@@ -193,7 +218,8 @@ func (w *world) applyAddr(m message) {
 	if len(m.data) < unix.SizeofIfAddrmsg {
 		return
 	}
-	l := w.links[binary.NativeEndian.Uint32(m.data[4:])]
+	index := binary.NativeEndian.Uint32(m.data[4:])
+	l := w.links[index]
 	var addr, local netip.Addr
 	for kind, v := range attributes(m.data[unix.SizeofIfAddrmsg:]) {
 		if a, ok := addrOf(m.data[0], v); ok {
@@ -218,8 +244,12 @@ func (w *world) applyAddr(m message) {
 		return // refreshed, or removed before we knew it
 	case isNew:
 		l.addrs[prefix] = struct{}{}
+		w.homes[addr] = index
 	default:
 		delete(l.addrs, prefix)
+		if w.homes[addr] == index {
+			delete(w.homes, addr)
+		}
 		if addr.Is4() {
 			// Routes with this source go too, untold (fib_sync_down_addr).
 			w.pending.addFamily(unix.AF_INET)

@@ -79,7 +79,7 @@ func testWorld() *world {
 }
 
 func TestWorld(t *testing.T) {
-	far := Hop{1, netip.MustParseAddr("10.0.0.254")}
+	far := Hop{Interface: 1, Gateway: netip.MustParseAddr("10.0.0.254")}
 	near := Hop{Interface: 1}
 	routed := func(index uint32) []byte { return word(unix.RTA_OIF, index) }
 	nexthop := func(index uint32) []byte {
@@ -146,7 +146,7 @@ func TestWorld(t *testing.T) {
 }
 
 func TestWorldSeesNeighboursComeBackAfterRemoval(t *testing.T) {
-	hop := Hop{1, netip.MustParseAddr("10.0.0.254")}
+	hop := Hop{Interface: 1, Gateway: netip.MustParseAddr("10.0.0.254")}
 	w := testWorld()
 	w.apply(neighbourMessage(unix.RTM_NEWNEIGH, 1, unix.NUD_FAILED, "10.0.0.254"))
 	w.apply(neighbourMessage(unix.RTM_DELNEIGH, 1, unix.NUD_FAILED, "10.0.0.254"))
@@ -162,7 +162,7 @@ func TestWorldSeesNeighboursComeBackAfterRemoval(t *testing.T) {
 
 func TestWorldForgetsRemovedNeighbours(t *testing.T) {
 	w := testWorld()
-	hop := Hop{1, netip.MustParseAddr("10.0.0.254")}
+	hop := Hop{Interface: 1, Gateway: netip.MustParseAddr("10.0.0.254")}
 	w.apply(neighbourMessage(unix.RTM_NEWNEIGH, 1, unix.NUD_STALE, "10.0.0.254", 2, 0, 0, 0, 0, 2))
 	w.apply(neighbourMessage(unix.RTM_DELNEIGH, 1, unix.NUD_STALE, "10.0.0.254"))
 	before := w.generation(hop)
@@ -249,14 +249,14 @@ func FuzzWorld(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, unix.RTM_NEWRULE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := testWorld()
-		hops := []Hop{{Interface: 1}, {1, netip.MustParseAddr("10.0.0.254")}, {1, netip.MustParseAddr("10.0.0.9")}, {Interface: 3}, {Interface: 9}}
+		hops := []Hop{{Interface: 1}, {Interface: 1, Gateway: netip.MustParseAddr("10.0.0.254")}, {Interface: 1, Gateway: netip.MustParseAddr("10.0.0.9")}, {Interface: 3}, {Interface: 9}, {Interface: 3, Gateway: netip.MustParseAddr("10.0.0.9"), Home: 1}}
 		for len(b) > 0 {
 			m, rest, ok := next(b)
 			if !ok {
 				return
 			}
 			b = rest
-			var before [5]uint64
+			var before [6]uint64
 			for i, h := range hops {
 				before[i] = w.generation(h)
 			}

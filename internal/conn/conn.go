@@ -102,6 +102,25 @@ func (s *Sock) BaseRTO() time.Duration {
 	return max(200*time.Millisecond, rto)
 }
 
+// Waiting is how long, at least, what we sent has been waiting for the peer:
+// since data was last sent, and if that was a retransmission, for the timeouts
+// before it as well.
+func (s *Sock) Waiting() time.Duration {
+	d := time.Duration(s.LastDataSent) * time.Millisecond
+	if s.Timer != TimerRetransmit {
+		return d
+	}
+	const most = 2 * time.Minute // TCP_RTO_MAX: having grown to it, it no longer tells from what
+	rto := time.Duration(s.RTOUS) * time.Microsecond
+	if rto < most {
+		return d + rto - rto>>min(s.Backoff, 63)
+	}
+	for n := range s.Backoff {
+		d += min(min(s.BaseRTO(), most)<<min(n, 20), most)
+	}
+	return d
+}
+
 // Family is the address family of a socket.
 type Family uint8
 

@@ -70,6 +70,26 @@ func TestBaseRTO(t *testing.T) {
 	}
 }
 
+func TestWaiting(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		timer   Timer
+		rto     uint32 // microseconds
+		backoff uint8
+		want    time.Duration
+	}{
+		{TimerNone, 204_000, 0, 2 * time.Second}, {TimerPersist, 204_000, 9, 2 * time.Second},
+		{TimerRetransmit, 204_000, 0, 2 * time.Second}, {TimerRetransmit, 816_000, 2, 2612 * time.Millisecond},
+		{TimerRetransmit, 120_000_000, 11, (2000 + 204_600 + 120_000) * time.Millisecond},
+		{TimerRetransmit, 0, 255, 2 * time.Second}, {TimerRetransmit, ^uint32(0), 255, (2000 + 204_600 + 245*120_000) * time.Millisecond},
+	} {
+		s := Sock{Timer: tt.timer, RTOUS: tt.rto, Backoff: tt.backoff, RTTUS: 100, LastDataSent: 2000}
+		if got := s.Waiting(); got != tt.want {
+			t.Errorf("timer %s, rto %d, backoff %d: %v, want %v", tt.timer, tt.rto, tt.backoff, got, tt.want)
+		}
+	}
+}
+
 // Every value has a name of its own, and one beyond the last does no harm.
 func TestNames(t *testing.T) {
 	t.Parallel()

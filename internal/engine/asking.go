@@ -96,7 +96,7 @@ func (s *Snapshot) evidence(r *row) verdict.Evidence {
 	}
 	sock := &r.sock
 	e := verdict.Evidence{
-		State: sock.State, HeardKnown: sock.HasInfo, Sent: ms(sock.LastDataSent),
+		State: sock.State, HeardKnown: sock.HasInfo, Sent: ms(sock.LastDataSent), Waiting: sock.Waiting(),
 		SendQueue: sock.SendQueue, ZeroWindow: sock.HasWindow && sock.SendWindow == 0,
 		Refusal: s.refusal(&a), Ended: a.is(ended), Vanished: a.is(vanished), GaveUp: a.is(gaveUp),
 		Spoke:     a.refusal == probe.TooFresh && a.is(settled),

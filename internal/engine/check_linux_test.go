@@ -124,6 +124,27 @@ func TestCheckNATForgets(t *testing.T) {
 	}
 }
 
+// A path that lets only small packets through keeps data from moving, though it
+// is sent again and again.
+func TestCheckBlackHole(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peers := w.connect("tcp4", w.far, 1)
+	nl := w.netlink(w.far)
+	name, _ := w.toFar.Interface(w.far)
+	ok(t, nl.LinkSetMTU(must(nl.LinkByName(name))(t), 576))
+	must(w.servers[peers[0]].Write(make([]byte, 1000)))(t)
+	wait(t, "the fourth retransmission", func() (yes bool) {
+		control(t, w.servers[peers[0]], func(fd int) {
+			yes = must(unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO))(t).Backoff >= 4
+		})
+		return yes
+	})
+	r := w.request()
+	r.Rules.StuckAfter = 2 * time.Second
+	expect(t, w.check(t.Context(), r), peers, conn.Stuck)
+}
+
 // A connection whose window is shut is stuck; one in CLOSE-WAIT is leaked, and
 // nobody is asked about it; one that we have half closed is asked for as long
 // as it takes.

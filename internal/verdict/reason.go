@@ -41,9 +41,9 @@ func (j Judgement) reason(e Evidence) string {
 		return fmt.Sprintf("unreachable from here: %d questions unanswered in %s", e.Unanswered, Duration(e.Silence))
 	case WhyStuck:
 		if e.ZeroWindow {
-			return fmt.Sprintf("answers, but its window is shut and no data was sent for %s", Duration(e.Sent))
+			return fmt.Sprintf("answers, but its window is shut and no data was sent for %s", Duration(e.Waiting))
 		}
-		return fmt.Sprintf("answers, but %d bytes have been waiting for %s", e.SendQueue, Duration(e.Sent))
+		return fmt.Sprintf("answers, but %d bytes have been waiting for %s", e.SendQueue, Duration(e.Waiting))
 	case WhyAnswered:
 		return "answered after " + Duration(e.AnsweredAfter)
 	case WhyTooFew:

@@ -67,9 +67,10 @@ func Wait(s *conn.Sock) time.Duration { return max(MinWait, 3*s.BaseRTO()) }
 type Evidence struct {
 	State      conn.State    // when last read
 	Orphan     bool          // no program holds it any more, or not yet
-	HeardKnown bool          // Heard and Sent mean something
+	HeardKnown bool          // Heard, Sent and Waiting mean something
 	Heard      time.Duration // since anything arrived, read before asking
 	Sent       time.Duration // since we last sent data, read before asking
+	Waiting    time.Duration // of what we sent, at least; likewise
 	SendQueue  uint32        // bytes unacknowledged or unsent
 	ZeroWindow bool          // the peer's window is shut
 
@@ -172,7 +173,7 @@ func judge(e Evidence, r Rules, falseChance float64) (conn.Verdict, Why) {
 	switch {
 	case e.State == conn.CloseWait:
 		return conn.ClosingDown, WhyClosing
-	case e.HeardKnown && (e.SendQueue > 0 || e.ZeroWindow) && e.Sent >= r.StuckAfter:
+	case e.HeardKnown && (e.SendQueue > 0 || e.ZeroWindow) && e.Waiting >= r.StuckAfter:
 		return conn.Stuck, WhyStuck
 	}
 	return conn.Alive, WhyAnswered

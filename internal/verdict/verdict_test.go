@@ -69,7 +69,7 @@ func TestDead(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	answered := Evidence{State: conn.Established, HeardKnown: true, Heard: time.Hour, Sent: time.Hour, Questions: 1, Answered: true, AnsweredAfter: 300 * time.Microsecond}
+	answered := Evidence{State: conn.Established, HeardKnown: true, Heard: time.Hour, Waiting: time.Hour, Questions: 1, Answered: true, AnsweredAfter: 300 * time.Microsecond}
 	with := func(change func(*Evidence)) Evidence {
 		e := answered
 		change(&e)
@@ -84,10 +84,10 @@ func TestJudge(t *testing.T) {
 		reason string
 	}{
 		{"answered", answered, Rules{}, conn.Alive, WhyAnswered, "answered after 0.3 ms"},
-		{"answered with a full queue, not for long", with(func(e *Evidence) { e.SendQueue, e.Sent = 9, 299*time.Second }), Rules{}, conn.Alive, WhyAnswered, ""},
+		{"answered with a full queue, not for long", with(func(e *Evidence) { e.SendQueue, e.Waiting = 9, 299*time.Second }), Rules{}, conn.Alive, WhyAnswered, ""},
 		{"stuck queue", with(func(e *Evidence) { e.SendQueue = 4096 }), Rules{}, conn.Stuck, WhyStuck, "4096 bytes have been waiting for 1 h 0 m"},
 		{"stuck window", with(func(e *Evidence) { e.ZeroWindow = true }), Rules{}, conn.Stuck, WhyStuck, "window is shut"},
-		{"stuck as told", with(func(e *Evidence) { e.ZeroWindow, e.Sent = true, time.Second }), Rules{StuckAfter: time.Second}, conn.Stuck, WhyStuck, ""},
+		{"stuck as told", with(func(e *Evidence) { e.ZeroWindow, e.Waiting = true, time.Second }), Rules{StuckAfter: time.Second}, conn.Stuck, WhyStuck, ""},
 		{"a queue of unknown age", with(func(e *Evidence) { e.SendQueue, e.HeardKnown = 9, false }), Rules{}, conn.Alive, WhyAnswered, ""},
 		{"not asked", Evidence{State: conn.Established, Refusal: "no owner"}, Rules{}, conn.Unknown, WhyNotAsked, "no owner"},
 		{"too fresh, and heard again", Evidence{State: conn.Established, Refusal: "too fresh", Spoke: true}, Rules{}, conn.Alive, WhySpoke, "heard from"},

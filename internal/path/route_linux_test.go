@@ -42,6 +42,11 @@ func TestRoute(t *testing.T) {
 		rule.Family, rule.IPProto, rule.Mark, rule.Type, rule.Priority = f.version, unix.IPPROTO_UDP, 8, unix.RTN_PROHIBIT, 102
 		s.ok(s.nl.RuleAdd(rule))
 	}
+	virtual := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "virtual"}}
+	s.ok(s.nl.LinkAdd(virtual)) // and left down, as kube-proxy leaves a dummy
+	s.ok(s.nl.LinkSetARPOff(virtual))
+	s.ok(s.nl.AddrAdd(virtual, &netlink.Addr{IPNet: parseNet("10.66.0.1/32")}))
+	s.settle()
 	s.eventually("take the address of the other interface in", func() bool { return s.route(s.sidelink.IPv6(s.host).String()).Local })
 	tests := []test{
 		{name: "gateway", peer: "192.0.2.9", want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
@@ -54,6 +59,7 @@ func TestRoute(t *testing.T) {
 		{name: "source elsewhere", peer: "2001:db8::9", from: RouteKey{Local: s.sidelink.IPv6(s.host)}, want: Route{Hop: Hop{Interface: eth, Gateway: gw6, Home: side}}},
 		{name: "source elsewhere, bound", peer: "192.0.2.9", from: RouteKey{Local: s.sidelink.IPv4(s.host), Interface: eth}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
 		{name: "source elsewhere", peer: "10.0.0.9", from: RouteKey{Local: s.sidelink.IPv4(s.host)}, want: Route{Hop: Hop{Interface: eth}}},
+		{name: "source nowhere", peer: "192.0.2.9", from: RouteKey{Local: netip.MustParseAddr("10.66.0.1")}, want: Route{Hop: Hop{Interface: eth, Gateway: gw4}}},
 		{name: "strange source", peer: "192.0.2.9", from: RouteKey{Local: netip.MustParseAddr("192.0.2.1")}, want: Route{Missing: true}},
 		{name: "strange source", peer: "2001:db8::9", from: RouteKey{Local: netip.MustParseAddr("2001:db8::1")}, want: Route{Missing: true}},
 		{name: "on-link", peer: "10.0.0.9", want: Route{Hop: Hop{Interface: eth}}},

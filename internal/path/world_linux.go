@@ -95,10 +95,12 @@ func (w *world) generation(h Hop) uint64 {
 	return g
 }
 
-// home is the interface that has the address, 0 when that is out or loopback.
+// home is the interface that has the address, 0 when that is out, or one over
+// which nothing arrives: loopback, or a dummy, which may even be down.
 func (w *world) home(a netip.Addr, out uint32) uint32 {
 	index := w.homes[a]
-	if l := w.links[index]; l == nil || index == out || l.flags&unix.IFF_LOOPBACK != 0 {
+	const virtual = unix.IFF_NOARP | unix.IFF_LOOPBACK
+	if l := w.links[index]; l == nil || index == out || l.flags&virtual != 0 && l.flags&unix.IFF_POINTOPOINT == 0 {
 		return 0
 	}
 	if l := w.links[out]; l != nil {

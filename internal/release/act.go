@@ -66,13 +66,22 @@ func Act(ctx context.Context, d Destroyer, e Ender, items []Item, outcome func(i
 		left[i] = i
 	}
 	if e != nil {
-		left = e.End(ctx, items, outcome)
+		// e knows a socket by its cookie alone, which stays when its program
+		// connects it anew, to somebody else perhaps.
+		left, _, _ = read(d, items, left, outcome)
+		back := e.End(ctx, pick(items, left), func(k int, err error) { outcome(left[k], err) })
+		left = pick(left, back)
 	}
-	rest := make([]Item, len(left))
-	for k, i := range left {
-		rest[k] = items[i]
+	destroy(ctx, d, pick(items, left), func(k int, err error) { outcome(left[k], err) })
+}
+
+// pick gives those of the list that are at the places.
+func pick[T any](list []T, places []int) []T {
+	picked := make([]T, len(places))
+	for k, at := range places {
+		picked[k] = list[at]
 	}
-	destroy(ctx, d, rest, func(k int, err error) { outcome(left[k], err) })
+	return picked
 }
 
 // destroy ends the items over d.

@@ -1,6 +1,7 @@
 package release
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -141,16 +142,28 @@ func TestConnectedAnew(t *testing.T) {
 		if now := look(); now.SegsIn != before.SegsIn {
 			t.Fatalf("%d segments, were %d", now.SegsIn, before.SegsIn)
 		}
-		Act(t.Context(), diag, []Item{{Sock: before, SegsIn: before.SegsIn, Silence: 200 * time.Millisecond}}, func(_ int, err error) {
-			if !errors.Is(err, ErrHeard) {
-				t.Errorf("got %v", err)
-			}
-		})
+		for _, e := range []Ender{nil, endsAll{}} {
+			Act(t.Context(), diag, e, []Item{{Sock: before, SegsIn: before.SegsIn, Silence: 200 * time.Millisecond}}, func(_ int, err error) {
+				if !errors.Is(err, ErrHeard) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
 		if now := look(); now.State != conn.Established {
 			t.Errorf("the new connection is %s", now.State)
 		}
 		return nil
 	}))
+}
+
+// endsAll ends whatever it is given.
+type endsAll struct{}
+
+func (endsAll) End(_ context.Context, items []Item, outcome func(int, error)) []int {
+	for i := range items {
+		outcome(i, nil)
+	}
+	return nil
 }
 
 // The thread that acted goes on as an ordinary one.

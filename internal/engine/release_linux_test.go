@@ -12,12 +12,14 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
 	"deadpeer/internal/sockdiag"
+	"deadpeer/internal/testnet"
 	"deadpeer/internal/verdict"
 )
 
@@ -235,6 +237,43 @@ func TestReleaseHeldByWayBack(t *testing.T) {
 	})
 	if e := got[peers[0]].Evidence; e.Questions < e.Unanswered+2 {
 		t.Errorf("nothing was discarded: %+v", e)
+	}
+}
+
+// A program that gives a dead peer up itself and connects the same socket to
+// another keeps that.
+func TestReleaseConnectedAnew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	listen := func(h *testnet.Host, l *testnet.Link) *unix.SockaddrInet4 {
+		listener := must(h.Listen(t.Context(), "tcp4", "0.0.0.0:0"))(t)
+		t.Cleanup(func() { _ = listener.Close() })
+		return &unix.SockaddrInet4{Addr: l.IPv4(h).As4(), Port: listener.Addr().(*net.TCPAddr).Port}
+	}
+	far, near := listen(w.far, w.toFar), listen(w.near, w.toNear)
+	var fd int
+	ok(t, w.server.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return errors.Join(err, unix.Connect(fd, far))
+	}))
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	segments := func() uint32 { return must(unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO))(t).Segs_in }
+	before := segments()
+	ok(t, w.toFar.Cut())
+	p := w.plan(w.request())
+	if p.Len() != 1 {
+		t.Fatalf("%d planned", p.Len())
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4); errno != 0 {
+		t.Fatal(errno)
+	}
+	ok(t, unix.Connect(fd, near))
+	if now := segments(); now != before {
+		t.Fatalf("%d segments, were %d", now, before)
+	}
+	ok(t, p.Act(t.Context()))
+	if state := must(unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO))(t).State; state != uint8(conn.Established) {
+		t.Errorf("the new connection is %s", conn.State(state))
 	}
 }
 

@@ -17,8 +17,8 @@ type FutureRule struct {
 const maxFuture = 64
 
 // Future gives the rules one of which must hold of a connection that is made
-// from now on for the filter to select it. Owners, times, local addresses and
-// the like cannot be told: the error names the part.
+// from now on for the filter to select it, one at least. Owners, times, local
+// addresses and the like cannot be told: the error names the part.
 func (f *Filter) Future() ([]FutureRule, error) {
 	if !f.base.Has(Established) {
 		return nil, fmt.Errorf("%q leaves out established connections, which new ones are", f)
@@ -27,7 +27,11 @@ func (f *Filter) Future() ([]FutureRule, error) {
 	if f.expr == nil {
 		return anything, nil
 	}
-	return future(f.expr, false)
+	rules, err := future(f.expr, false)
+	if err == nil && len(rules) == 0 {
+		err = fmt.Errorf("%q: no connection can be like that", f)
+	}
+	return rules, err
 }
 
 func future(n node, not bool) (rules []FutureRule, err error) {
@@ -149,7 +153,7 @@ func ports(r FutureRule, peer bool, o op, value uint16, not bool) (rules []Futur
 		o = [...]op{opEQ: opNE, opNE: opEQ, opLT: opGE, opLE: opGT, opGT: opLE, opGE: opLT}[o]
 	}
 	add := func(from, to int) {
-		if from <= to {
+		if from = max(from, 1); from <= to { // no connection has port 0
 			*low, *high = uint16(from), uint16(to)
 			rules = append(rules, r)
 		}

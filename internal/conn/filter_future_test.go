@@ -20,7 +20,7 @@ func TestFuture(t *testing.T) {
 		"", "sport = :80", "sport != :80", "not sport = :80", "sport >= :1000 and sport < :2000", "dport = :443 or dport = :80",
 		"dst 10.0.0.0/8", "not dst 10.0.0.0/8", "dst 10.0.0.0/8 and dport = :80", "dst 10.0.0.1:80", "not ( dst 10.0.0.0/8 or sport > :90 )",
 		"state established", "state established and sport = :80", "family = ipv4", "family != ipv6 and dst 10.1.0.0/16", "src :80",
-		"dst 2001:db8::/32", "not dst 2001:db8::/32", "dst 10.0.0.0/8 and dst 10.1.0.0/16 and dst 11.0.0.0/8", "sport = :80 and sport = :81",
+		"dst 2001:db8::/32", "not dst 2001:db8::/32", "not dst 10.0.0.0/8 or sport > :80", "sport >= :0", "not dport = :0",
 	} {
 		f, err := ParseFilter(strings.Fields(text), Resolver{})
 		if err != nil {
@@ -59,14 +59,18 @@ func randomPeer(rnd *rand.Rand) Sock {
 
 func TestFutureRefuses(t *testing.T) {
 	for text, part := range map[string]string{
-		"heard > 10m":                   `"heard > 10m"`,
-		"sport = :80 and comm = a":      `"comm = a"`,
-		"src 10.0.0.1":                  `"src = 10.0.0.1"`,
-		"not dst 10.0.0.1:80":           `"not dst = 10.0.0.1:80"`,
-		"state close-wait":              "leaves out established",
-		"pid = 1":                       `"pid = 1"`,
-		"verdict = dead or sport = :80": `"verdict = dead"`,
-		"not dst 2001:db8::1 or not dst 2001:db8::2": "more than 64",
+		"heard > 10m":                 `"heard > 10m"`,
+		"sport = :80 and comm = a":    `"comm = a"`,
+		"src 10.0.0.1":                `"src = 10.0.0.1"`,
+		"not dst 10.0.0.1:80":         `"not dst = 10.0.0.1:80"`,
+		"state close-wait":            "leaves out established",
+		"pid = 1":                     `"pid = 1"`,
+		"sport = :0":                  "no connection",
+		"dport < :1":                  "no connection",
+		"sport = :80 and sport = :81": "no connection",
+		"dst 10.0.0.0/8 and dst 10.1.0.0/16 and dst 11.0.0.0/8": "no connection",
+		"verdict = dead or sport = :80":                         `"verdict = dead"`,
+		"not dst 2001:db8::1 or not dst 2001:db8::2":            "more than 64",
 	} {
 		f, err := ParseFilter(strings.Fields(text), Resolver{})
 		if err != nil {

@@ -59,7 +59,7 @@ func testCgroup(t *testing.T) string {
 // told to, and ends with its input. Told to flood, it goes on making them until
 // it is told the next, and keeps the newest with keepalive: one still on is shown.
 const pairs = `
-import select, socket, sys
+import ctypes, select, socket, sys
 l = socket.create_server(("127.0.0.1", 7000))
 made = []
 def options(s):
@@ -83,6 +83,10 @@ for word in sys.stdin:
         made[-1].connect_ex((word.split()[1], int(word.split()[2])))
     elif word == "queue":
         queued = socket.create_connection(l.getsockname())
+    elif word == "reconnect":
+        ctypes.CDLL(None).connect(made[-2].fileno(), bytes(16), 16) # to AF_UNSPEC: disconnects
+        made[-2].connect(l.getsockname())
+        made[-1] = l.accept()[0]
     elif word == "accept":
         made += [queued, l.accept()[0]]
     elif word == "weaken":
@@ -227,6 +231,51 @@ func TestAttachOverRun(t *testing.T) {
 		}
 	}
 	nothingLeft(t, w.dir)
+}
+
+// What a socket had is known, too, when its program connects it once more: the
+// policy has stayed on it meanwhile.
+func TestDetachReconnected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup := testCgroup(t)
+	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hookDir(t)})
+	w.engine.cgroups = w.dir
+	m := newMaker(t, cgroup, w.server.Start)
+	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}}))(t)
+	m.do("make", "1 40 5 4 0")
+	m.do("reconnect", "1 40 5 4 0")
+	m.do("reconnect", "1 40 5 4 0")
+	w.detach()
+	m.do("show", "0 7200 75 9 0")
+	nothingLeft(t, w.dir)
+}
+
+// A program that deadpeer run started has that policy, also where there is
+// another for the cgroup above.
+func TestRunBelowAttachNew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cgroup, hooks := testCgroup(t), hookDir(t)
+	below := cgroup + "/below"
+	ok(t, os.Mkdir(folderOf(t, below), 0o755))
+	t.Cleanup(func() { wait(t, "remove "+below, func() bool { return unix.Rmdir(folderOf(t, below)) == nil }) })
+	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
+	w.engine.cgroups = w.dir
+	m := newMaker(t, below, w.server.Start)
+	long := keepalive.Policy{Idle: time.Hour, Interval: time.Minute, Probes: 9, UserTimeout: -1}
+	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: long, New: true, Cgroup: cgroup}}}))(t)
+	m.do("make", "1 3600 60 9 0")
+	h := must(bpf.AttachHook(bpf.HookOptions{
+		Dir: hooks, ID: runHook + "1", Cgroup: folderOf(t, below), Rules: []bpf.Rule{{Policy: minute(), Enforce: true}},
+	}))(t)
+	m.do("make", "1 40 5 4 0")
+	m.do("weaken", "1 40 5 4 0")
+	if a := w.detach()[0]; a.Changed != 2 || a.Failed != 0 {
+		t.Errorf("%+v", a)
+	}
+	m.do("show", "1 40 5 4 0")
+	ok(t, h.Remove())
 }
 
 // Two policies for the same future connections are refused, be it for the same

@@ -175,19 +175,40 @@ static __always_inline int keep(struct bpf_sock_ops *ctx, struct bpf_sock *sk, s
 	return 1;
 }
 
+// forget frees the place of a connection that ends. A socket that its program
+// still holds keeps the policy, and may be connected again (connect(2),
+// AF_UNSPEC): what it had goes to its storage.
 static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct place *p = place_of(cookie);
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp;
+	struct kept k;
 
-	if (p && p->kept.cookie == cookie)
-		p->kept.cookie = 0;
+	if (!p || p->kept.cookie != cookie || !sk)
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	if (tp->inet_conn.icsk_inet.sk.sk_socket) {
+		k = p->kept;
+		if (!bpf_sk_storage_get(&stored, sk, &k, BPF_SK_STORAGE_GET_F_CREATE))
+			return;
+	}
+	p->kept.cookie = 0;
 }
+
+// GIVEN tells the hooks of the cgroups above, which the kernel runs afterwards
+// with the same context, that the connection has its policy: the nearest
+// cgroup's holds. The kernel takes no reply here.
+#define GIVEN 0xdeadbee7
 
 static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct rule *r, __u32 rule)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct kept k = { .rule = rule };
+	struct kept *again;
 	struct tcp_sock *tp;
 	__u64 timeout;
 	__s32 error;
@@ -205,10 +226,14 @@ static __always_inline void give(struct bpf_sock_ops *ctx, const volatile struct
 	}
 	k.cookie = bpf_get_socket_cookie(ctx);
 	k.netns = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->ns.inum;
-	if (!keep(ctx, sk, &k)) {
+	again = bpf_sk_storage_get(&stored, sk, 0, 0);
+	if (again && again->cookie) {
+		again->rule = rule;
+	} else if (!keep(ctx, sk, &k)) {
 		count(FAILED); // what cannot be put back is not changed
 		return;
 	}
+	ctx->reply = GIVEN;
 	error = put(ctx, IPPROTO_TCP, TCP_KEEPINTVL, r->interval);
 	error = error ?: put(ctx, IPPROTO_TCP, TCP_KEEPCNT, r->probes);
 	error = error ?: put(ctx, IPPROTO_TCP, TCP_KEEPIDLE, r->idle);
@@ -231,6 +256,8 @@ int greet(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (ctx->reply == GIVEN)
+			break;
 		rule = find(ctx);
 		if (rule < MAX_RULES)
 			give(ctx, &rules[rule], rule);

@@ -51,6 +51,8 @@ type HookOptions struct {
 	Dir string
 	// ID names the hook: 1 to 32 letters, digits, or - and _ inside.
 	ID string
+	// Home is for the Label: where its maker notes what the hook is for.
+	Home string
 	// Cgroup is the folder of a cgroup v2. The hook has to do with sockets that
 	// were made by its processes, and by those of the cgroups below it.
 	Cgroup string
@@ -65,6 +67,7 @@ type HookOptions struct {
 // Label says what a hook is, as it was made.
 type Label struct {
 	ID     string
+	Home   string
 	Cgroup string
 	Rules  []Rule
 	Made   time.Time

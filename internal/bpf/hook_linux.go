@@ -60,7 +60,7 @@ func AttachHook(o HookOptions) (_ *Hook, err error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("attach hook: %w", err)
 	}
-	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Cgroup: o.Cgroup, Rules: o.Rules, Made: time.Now()}}
+	h := &Hook{hz: int64(jiffies.HZ()), Label: Label{ID: o.ID, Home: o.Home, Cgroup: o.Cgroup, Rules: o.Rules, Made: time.Now()}}
 	parent, err := hookDir(o.Dir)
 	if err == nil {
 		err = isCgroup2(o.Cgroup)
@@ -170,7 +170,10 @@ func (h *Hook) pinIter(name string, p *ebpf.Program, m *ebpf.Map) error {
 
 func (h *Hook) link(name string, at ebpf.AttachType, p *ebpf.Program) (link.Link, error) {
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: h.Label.Cgroup, Attach: at, Program: p})
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EPERM): // not for want of privilege, or the program would not have been loaded
+		return nil, &fs.PathError{Op: "use cgroup", Path: h.Label.Cgroup, Err: errors.New("another BPF program, there or above, admits none beside it (it was attached without BPF_F_ALLOW_MULTI)")}
+	case err != nil:
 		return nil, explain(err)
 	}
 	if err := l.Pin(filepath.Join(h.dir, name)); err != nil {

@@ -9,10 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/conn"
@@ -386,6 +390,28 @@ func TestHookCgroupGone(t *testing.T) {
 		t.Error("still active")
 	}
 	ok(t, h.Remove())
+}
+
+// Where another's program admits none beside it, that is said, and no want of
+// privilege.
+func TestAttachHookBesideAnother(t *testing.T) {
+	t.Parallel()
+	sub := filepath.Join(needCgroup(t), "alone")
+	ok(t, os.Mkdir(sub, 0o700))
+	t.Cleanup(func() { _ = os.Remove(sub) })
+	dir := must(os.Open(sub))(t)
+	defer func() { _ = dir.Close() }()
+	alone := must(ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SockOps, AttachType: ebpf.AttachCGroupSockOps, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	}))(t)
+	defer func() { _ = alone.Close() }()
+	ok(t, link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: alone, Attach: ebpf.AttachCGroupSockOps}))
+	_, err := AttachHook(HookOptions{
+		Dir: mountBPFFS(t) + "/hooks", ID: "second", Cgroup: sub, Rules: []Rule{{Policy: policy(time.Minute, time.Second, 3, -1)}},
+	})
+	if err == nil || errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "BPF_F_ALLOW_MULTI") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestAttachHookRefused(t *testing.T) {

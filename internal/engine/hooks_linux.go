@@ -28,9 +28,8 @@ type hookRules struct {
 	of     []uint16 // the rule of the request that each comes from
 }
 
-// shares reports whether a connection may get a policy from both hooks: it
-// would have that of the outer cgroup's, and nobody could tell in which order
-// to take them back.
+// shares reports whether a connection may fit both hooks: it would have the
+// policy of the nearer cgroup's, and of one cgroup's two nobody could tell.
 func (h hookRules) shares(cgroup string, rules []bpf.Rule) bool {
 	below := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 	return (below(h.cgroup, cgroup) || below(cgroup, h.cgroup)) && slices.ContainsFunc(h.rules, func(r bpf.Rule) bool {
@@ -132,7 +131,7 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 	}
 	for n, h := range hooks {
 		hook, err := bpf.AttachHook(bpf.HookOptions{
-			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Cgroup: h.cgroup, Rules: h.rules, Follow: true,
+			Dir: m.e.options.HookDir, ID: hookID(m.file.ID, n), Home: m.e.home(), Cgroup: h.cgroup, Rules: h.rules, Follow: true,
 		})
 		if err != nil {
 			return fmt.Errorf("give future connections a policy: %w; %s, and deadpeer doctor says what is missing", noBPFFS(err), withoutNew)
@@ -146,8 +145,7 @@ func (m *making) hook(req AttachRequest, hooks []hookRules) error {
 }
 
 // free refuses hooks that share connections with those of another attachment.
-// A program that deadpeer run has started may have both: nothing of it is ever
-// put back.
+// A program that deadpeer run has started has that policy: its cgroup is nearer.
 func (e *Engine) free(hooks []hookRules) error {
 	there, err := bpf.Hooks(e.options.HookDir)
 	defer closeHooks(there)

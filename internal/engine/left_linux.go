@@ -169,6 +169,7 @@ func (e *Engine) strays() (list []stray, err error) {
 	cgroups := e.runCgroups() // after the hooks: a cgroup is there before its hook
 	known, knownErr := e.attachments()
 	closeAttachments(known)
+	home := e.home()
 	for _, h := range hooks {
 		program, started := strings.CutPrefix(h.Label.ID, runHook)
 		s := stray{Leftover: Leftover{What: "policy for new connections " + h.Label.ID}, hook: h}
@@ -176,14 +177,18 @@ func (e *Engine) strays() (list []stray, err error) {
 			// The label of a damaged hook names no cgroup.
 			s.cgroup, s.Why = cgroups[program], "its program has ended"
 			delete(cgroups, program)
-			if s.cgroup != "" && (populated(s.cgroup) || beginning(s.cgroup)) {
+			going := h.Active() // a cgroup that is not to be seen from here
+			if s.cgroup != "" {
+				going = populated(s.cgroup) || beginning(s.cgroup)
+			}
+			if going {
 				s.close()
 				continue
 			}
 		} else {
 			id, _, _ := strings.Cut(h.Label.ID, "-")
 			s.Why = "its attachment is gone"
-			if knownErr != nil || slices.ContainsFunc(known, func(a attachment) bool { return a.ID == id }) {
+			if knownErr != nil || h.Label.Home != home || slices.ContainsFunc(known, func(a attachment) bool { return a.ID == id }) {
 				s.close()
 				continue
 			}
@@ -196,6 +201,14 @@ func (e *Engine) strays() (list []stray, err error) {
 		}
 	}
 	return list, errors.Join(err, knownErr)
+}
+
+// home tells our runtime folder from those of others with the same bpffs, be
+// it of the same name, as in a container.
+func (e *Engine) home() string {
+	var st unix.Stat_t
+	_ = unix.Stat(e.options.RuntimeDir, &st) // one that is not there has no attachments
+	return fmt.Sprintf("%s on device %d", e.options.RuntimeDir, st.Dev)
 }
 
 // removeStrays removes what nobody has any use for. The caller has the lock.

@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"deadpeer/internal/bpf"
@@ -209,7 +211,7 @@ func TestLeftovers(t *testing.T) {
 	ok(t, lock.Close())
 	ok(t, os.MkdirAll(hooks+"/run-0badbad0", 0o700)) // its maker was killed at once
 	h := must(bpf.AttachHook(bpf.HookOptions{
-		Dir: hooks, ID: "beef-0", Cgroup: folder, Rules: []bpf.Rule{{Policy: keepalive.Policy{Idle: time.Minute, Interval: time.Second, Probes: 3, UserTimeout: -1}}},
+		Dir: hooks, ID: "beef-0", Home: e.home(), Cgroup: folder, Rules: []bpf.Rule{{Policy: keepalive.Policy{Idle: time.Minute, Interval: time.Second, Probes: 3, UserTimeout: -1}}},
 	}))(t)
 	ok(t, h.Close())
 	for _, name := range []string{"0badbad0", "0badbad1"} {
@@ -242,6 +244,69 @@ func TestLeftovers(t *testing.T) {
 	if left := must(os.ReadDir(hooks))(t); len(left) != 0 {
 		t.Errorf("%v is pinned", left)
 	}
+}
+
+// Policies that are in force stay: those of an attachment in another runtime
+// folder, and of a program in a cgroup that is not to be seen from here.
+func TestOthersAreNotLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	hooks, cgroup := hookDir(t), testCgroup(t)
+	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
+	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}}))(t)
+	program := filepath.Join(folderOf(t, cgroup), runCgroup+"1")
+	ok(t, os.Mkdir(program, 0o755))
+	h := must(bpf.AttachHook(bpf.HookOptions{Dir: hooks, ID: runHook + "1", Cgroup: program, Rules: []bpf.Rule{{Policy: minute()}}}))(t)
+	ok(t, h.Close())
+	other := New(Options{RuntimeDir: runtimeDir(t), HookDir: hooks})
+	other.cgroups = t.TempDir()
+	if done := must(other.Clean(t.Context()))(t); len(done) != 0 {
+		t.Errorf("cleaned %v", done)
+	}
+	if list := must(w.engine.Attachments(t.Context()))(t); len(list) != 1 || !list[0].Active {
+		t.Errorf("%+v", list)
+	}
+	w.detach()
+	ok(t, unix.Rmdir(program))
+	wait(t, "the kernel lets go of the cgroup", func() bool { return len(must(other.Clean(t.Context()))(t)) == 1 })
+	if left := must(os.ReadDir(hooks))(t); len(left) != 0 {
+		t.Errorf("%v is pinned", left)
+	}
+}
+
+// Who waits for a program to end keeps nothing of others.
+func TestWatcherLetsGoOfOthers(t *testing.T) {
+	t.Parallel()
+	hooks, cgroup := hookDir(t), testCgroup(t)
+	e := New(Options{RuntimeDir: runtimeDir(t), HookDir: hooks})
+	sleep := exec.Command("sh", "-c", `echo 0 >"$1/cgroup.procs" && echo in && exec sleep 60`, "sh", folderOf(t, cgroup))
+	await := lineReader(t, sleep)
+	end := sync.OnceFunc(func() { _, _ = sleep.Process.Kill(), sleep.Wait() })
+	t.Cleanup(end)
+	await("in")
+	for _, id := range []string{"1", "2"} {
+		h := must(bpf.AttachHook(bpf.HookOptions{Dir: hooks, ID: runHook + id, Cgroup: folderOf(t, cgroup), Rules: []bpf.Rule{{Policy: minute()}}}))(t)
+		ok(t, h.Close())
+	}
+	pinned := must(ebpf.LoadPinnedMap(hooks+"/"+runHook+"2/places", nil))(t)
+	id, known := must(pinned.Info())(t).ID()
+	ok(t, pinned.Close())
+	if !known {
+		t.Fatal("no ID")
+	}
+	ended := make(chan error)
+	go func() { ended <- e.WatchProgram("1", strings.NewReader("")) }()
+	time.Sleep(300 * time.Millisecond) // it has begun to wait
+	ok(t, e.unhook(runHook+"2"))
+	wait(t, "the maps of the other", func() bool {
+		m, err := ebpf.NewMapFromID(id)
+		if err == nil {
+			ok(t, m.Close())
+		}
+		return errors.Is(err, os.ErrNotExist)
+	})
+	end()
+	ok(t, <-ended)
 }
 
 // The cgroup of a program that is about to begin is not taken for one that was

@@ -47,6 +47,16 @@ func (req *AttachRequest) about() attach.About {
 // create makes a file of a name that is free.
 func (m *making) create(req AttachRequest) error {
 	m.about = req.about()
+	others, err := m.e.attachments()
+	closeAttachments(others)
+	if err != nil {
+		return err
+	}
+	if n := len(others); n > 0 { // a clock that was set back must not make it the older one
+		if latest := others[n-1].about.At; !m.about.At.After(latest) {
+			m.about.At = latest.Add(1)
+		}
+	}
 	b, err := m.about.Encode()
 	if err == nil {
 		m.about, err = attach.ParseAbout(b) // in the units that sockets have

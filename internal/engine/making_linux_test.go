@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
+	"deadpeer/internal/journal"
 	"deadpeer/keepalive"
 )
 
@@ -75,6 +77,21 @@ func interruptions(t *testing.T, do func(ctx context.Context)) {
 		if n > 1000 {
 			t.Fatal("it never comes to its end")
 		}
+	}
+}
+
+// What was attached later counts as the newer, and has what the older had,
+// though the clock was set back in between.
+func TestAttachClockSetBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.connect("tcp4", w.near, 1)
+	b := must(attach.About{At: time.Now().Add(time.Hour), Rules: []attach.Rule{{Policy: minute(), New: true}}}.Encode())(t)
+	older := must(journal.CreateAttachment(w.dir, "0", b))(t)
+	ok(t, errors.Join(older.SetWhole(true), older.Close()))
+	newer := w.attach(w.request(), minute())
+	if ids := must(w.engine.AttachmentIDs())(t); !slices.Equal(ids, []string{"0", newer.ID}) {
+		t.Errorf("%v, want %s last", ids, newer.ID)
 	}
 }
 

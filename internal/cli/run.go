@@ -29,11 +29,16 @@ of whatever it starts, the policy before the program has it: programs that know
 nothing of keepalive, and static ones, too. It takes BPF.
 
 deadpeer becomes the program: pid, signals, terminal and exit code are the
-program's own. The policy ends with the last process in the cgroup. What the
-program sets itself later holds, unless --enforce is given: then it cannot
-weaken the policy; its calls succeed and do no more than it allows. Programs in
-Go need that: package net sets 15 s and 9 probes 15 s apart on each connection,
-unless it is told otherwise.`,
+program's own. The policy ends with the last process in the cgroup; until then
+new connections have it rather than one of attach --new, or of a run around it.
+What the program sets itself later holds, unless --enforce is given: then it
+cannot weaken the policy; its calls succeed and do no more than it allows.
+Programs in Go need that: package net sets 15 s and 9 probes 15 s apart on each
+connection, unless it is told otherwise.
+
+Of signals that are ignored the program finds HUP, INT and those of job control
+ignored, the others not: where systemd ignores PIPE for a service, env
+--ignore-signal=PIPE before the program does it again.`,
 		Example: `  sudo deadpeer run --within 30s --enforce -- setpriv --reuid app --regid app --init-groups ./server
   sudo deadpeer run --profile lan -- psql -h db`,
 		Args: arguments(1, math.MaxInt),
@@ -48,15 +53,14 @@ unless it is told otherwise.`,
 			err = a.engine().RunProgram(cmd.Context(), engine.ProgramRequest{
 				Args: args, Env: os.Environ(), Policy: p, Enforce: enforce, Watch: startWatcher,
 			})
-			var missing *exec.Error
-			var refused *fs.PathError
+			notRun, ok := errors.AsType[*exec.Error](err)
 			switch {
-			case errors.As(err, &missing) && errors.Is(err, fs.ErrPermission):
-				return &exit{exitCannotRun, err}
-			case errors.As(err, &missing), errors.As(err, &refused) && errors.Is(err, fs.ErrNotExist) && refused.Path == args[0]:
+			case !ok:
+				return err
+			case errors.Is(notRun, exec.ErrNotFound), errors.Is(notRun, fs.ErrNotExist):
 				return &exit{exitNotFound, err}
 			}
-			return err
+			return &exit{exitCannotRun, err}
 		},
 	}
 	f := cmd.Flags()

@@ -31,9 +31,11 @@ const (
 
 // RunProgram becomes the program, in a cgroup of its own below ours, all of
 // whose connections get the policy before the program has them. It returns
-// only when that failed, with everything put back. Being the program itself,
-// and no parent of it, keeps its pid, signals, terminal and exit code as they
-// would be. Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and write access to the
+// only when that failed, with everything put back; an *exec.Error when it was
+// the program that could not be started. Being the program itself, and no
+// parent of it, keeps its pid, terminal and exit code as they would be, and
+// signals but for those that were ignored: of these Go's runtime remembers HUP
+// and INT, and leaves those of job control alone. Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and write access to the
 // cgroup.
 func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 	path, err := exec.LookPath(req.Args[0])
@@ -96,9 +98,9 @@ func (e *Engine) runIn(cgroup, id, path string, req ProgramRequest) error {
 	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
 		return fmt.Errorf("enter the cgroup of the program: %w", err)
 	}
-	signal.Reset() // ignored ones become ignored again
+	signal.Reset() // HUP and INT that were ignored are again
 	if err := syscall.Exec(path, req.Args, req.Env); err != nil {
-		return fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start program: %w", &exec.Error{Name: path, Err: err})
 	}
 	return nil
 }
@@ -139,13 +141,12 @@ func (e *Engine) WatchProgram(id string, begun io.Reader) error {
 	if _, err := io.Copy(io.Discard, begun); err != nil {
 		return fmt.Errorf("wait for the program: %w", err)
 	}
-	hooks, err := e.hooksOf(runHook)
-	defer closeHooks(hooks)
-	at := slices.IndexFunc(hooks, func(h *bpf.Hook) bool { return h.Label.ID == runHook+id })
-	if at < 0 {
+	hooks, err := e.hooksOf(runHook + id)
+	closeHooks(hooks) // an open one would keep its maps in memory
+	if len(hooks) == 0 {
 		return err // it has been cleaned up
 	}
-	cgroup := hooks[at].Label.Cgroup
+	cgroup := hooks[0].Label.Cgroup
 	for populated(cgroup) {
 		if err := awaitEvent(filepath.Join(cgroup, "cgroup.events")); err != nil {
 			return fmt.Errorf("watch the program's cgroup: %w", err)

@@ -135,6 +135,14 @@ func TestRunOnTerminal(t *testing.T) {
 	x.send("run sh -c 'exit 7'; echo code $?; run sh -c 'kill -TERM $$'; echo code $?\r")
 	x.expect("code 7", "Terminated", fmt.Sprintf("code %d", 128+int(unix.SIGTERM)), prompt)
 
+	// What cannot be started has the exit codes of env(1).
+	for script, code := range map[string]string{"exit 0": "126", "#!/no/such/shell": "127", "#!/tmp": "126"} {
+		name := filepath.Join(t.TempDir(), "script")
+		ok(t, os.WriteFile(name, []byte(script+"\n"), 0o755))
+		x.send("run " + name + "; echo code $?\r")
+		x.expect("start program: ", "code "+code, prompt)
+	}
+
 	// In the background, where reading from the terminal stops it.
 	x.send("deadpeer run --within 30s -- cat &\r")
 	x.expect(prompt)

@@ -61,10 +61,9 @@ func lock(ctx context.Context, dir, path string) (*AskLock, error) {
 	for {
 		locked, err := tryLock(f)
 		if err == nil && locked {
-			err = writePID(f, strconv.Itoa(os.Getpid())+"\n")
-			if err == nil {
-				return &AskLock{f}, nil
-			}
+			// Who has it is for others to tell; there may be no space for that.
+			_ = writePID(f, strconv.Itoa(os.Getpid())+"\n")
+			return &AskLock{f}, nil
 		}
 		if err != nil {
 			return nil, errors.Join(err, f.Close())

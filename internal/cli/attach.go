@@ -44,13 +44,14 @@ With --new future connections get the policy, too, before their program does,
 by BPF: those of the whole host, of a --cgroup and those below it, or of a
 --unit. The filter then may tell ports, the peer's address and the family. With
 --enforce programs cannot weaken it, nor that of their open connections: their
-calls succeed and do no more than it allows.
+calls succeed and do no more than it allows. (MPTCP is out of its reach.) When
+the cgroup is removed, as that of a unit that is stopped, it is over.
 
 Connections of an older attachment are taken over from it, which is said:
 detach gives back what they had before both. Those on which an older one,
 or deadpeer run, enforces its policy stay as they are. Future connections can
 have the policy of one attachment only: a second that has --new for some of the
-same is refused.
+same is refused. Those of a program that deadpeer run started have that one's.
 
 A file of --rules is a list, of which a connection has the first that matches:
 
@@ -80,12 +81,10 @@ kubelet.`,
 				if err != nil {
 					return err
 				}
-				besides, err := conn.ParseFilter(words, resolver())
-				if err != nil {
-					return err
-				}
 				for n := range rules {
-					rules[n].Future = rules[n].Future.And(besides)
+					if err := a.future(&rules[n], words); err != nil {
+						return err
+					}
 				}
 				return a.runAttach(cmd.Context(), engine.AttachRequest{Request: req, Rules: rules, DryRun: dryRun}, "in_flight: true in its rule")
 			}
@@ -119,18 +118,30 @@ func (n *futureFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&n.enforce, "enforce", false, "with --new: do not let programs weaken the policy")
 }
 
-// future completes a rule for future connections. What selects programs by
-// name or number cannot be told of those to come.
-func (a *app) future(rule *engine.AttachRule, words []string) (err error) {
-	if rule.New && (a.common.pid != 0 || a.common.comm != "") {
+// future completes a rule by what the command line says of future connections.
+// What selects programs by name or number cannot be told of those to come.
+func (a *app) future(rule *engine.AttachRule, words []string) error {
+	c := a.common
+	switch {
+	case rule.New && (c.pid != 0 || c.comm != ""):
 		return usage(errors.New("--new cannot go by --pid or --comm: give --cgroup or --unit, or start the program by deadpeer run"))
+	case rule.Cgroup == "" && rule.Unit == "":
+		rule.Cgroup, rule.Unit = c.cgroup, c.unit
+	case rule.New && (c.cgroup != "" || c.unit != ""):
+		return usage(errors.New("--cgroup and --unit cannot narrow a rule that has new and one of them itself"))
 	}
-	rule.Cgroup, rule.Unit = a.common.cgroup, a.common.unit
 	if err := checkFuture(rule); err != nil {
 		return usage(err)
 	}
-	rule.Future, err = conn.ParseFilter(words, resolver())
-	return err
+	besides, err := conn.ParseFilter(words, resolver())
+	if err != nil {
+		return err
+	}
+	if rule.Future != nil {
+		besides = rule.Future.And(besides)
+	}
+	rule.Future = besides
+	return nil
 }
 
 // checkFuture refuses rules for future connections that cannot be.

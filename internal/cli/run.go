@@ -28,8 +28,8 @@ func (a *app) run() *cobra.Command {
 of whatever it starts, the policy before the program has it: programs that know
 nothing of keepalive, and static ones, too. It takes BPF.
 
-deadpeer becomes the program: pid, signals, terminal and exit code are the
-program's own. The policy ends with the last process in the cgroup; until then
+deadpeer becomes the program: pid, terminal, exit code and what signals do are
+the program's own. The policy ends with the last process in the cgroup; until then
 new connections have it rather than one of attach --new, or of a run around it.
 What the program sets itself later holds, unless --enforce is given: then it
 cannot weaken the policy; its calls succeed and do no more than it allows.

@@ -168,8 +168,10 @@ func Own(a journal.Attached, would func(keepalive.Settings) keepalive.Settings) 
 }
 
 // Given is the record of a socket that got a policy from elsewhere before its
-// program had it.
-func Given(id conn.ID, rule uint16, before keepalive.Settings, p keepalive.Policy) journal.Attached {
-	was := valuesOf(before)
-	return journal.Attached{ID: id, Rule: rule, Was: was, Found: was, Set: valuesOf(with(before, p))}
+// program had it. An older attachment, of which the newest come first, may have
+// it nevertheless, since it was being connected.
+func Given(id conn.ID, rule uint16, before keepalive.Settings, p keepalive.Policy, older []*journal.Attachment) journal.Attached {
+	found := valuesOf(before)
+	r := Run{Older: older}
+	return journal.Attached{ID: id, Rule: rule, Was: r.before(id, found), Found: found, Set: valuesOf(with(before, p))}
 }

@@ -181,7 +181,7 @@ func (r *run) ruleOf(row *row, rules []AttachRule) int {
 // attachTo changes the sockets, and says at length what the first outcome about
 // a user timeout means.
 func (r *run) attachTo(ctx context.Context, m *making, items []attach.Item, rows []uint32) (unfit string, err error) {
-	if err := r.e.adopt(ctx, m.attachment()); err != nil {
+	if err := r.e.adopt(ctx, m.attachment(), m.older); err != nil {
 		return "", err
 	}
 	given := m.file.Len()

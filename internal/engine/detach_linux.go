@@ -65,6 +65,12 @@ func (a attachment) has(id conn.ID) bool {
 	return ok
 }
 
+func newestFirst(oldestFirst []attachment) []attachment {
+	list := slices.Clone(oldestFirst)
+	slices.Reverse(list)
+	return list
+}
+
 func filesOf(list []attachment) []*journal.Attachment {
 	files := make([]*journal.Attachment, len(list))
 	for n, a := range list {
@@ -94,9 +100,9 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 	if len(found) == 0 {
 		return nil, err
 	}
-	for _, f := range found {
+	for n, f := range found {
 		if lockErr == nil && f.hooked() {
-			err = errors.Join(err, e.adopt(ctx, f))
+			err = errors.Join(err, e.adopt(ctx, f, newestFirst(found[:n])))
 		}
 	}
 	l, locateErr := e.locate(ctx, found)
@@ -207,10 +213,18 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	if err := a.SetWhole(false); err != nil {
 		return nil, err
 	}
+	at := slices.IndexFunc(all, func(o attachment) bool { return o.Attachment == a.Attachment })
+	older := newestFirst(all[:at])
 	if a.hooked() {
 		// The hooks end first: with --enforce they would hold us to the policy, too.
-		if err := e.endHooks(ctx, a); err != nil {
+		if err := e.endHooks(ctx, a, older); err != nil {
 			return nil, err
+		}
+	}
+	var unread error // which of ours a newer one's hooks have given its policy since
+	for n, o := range all[at+1:] {
+		if o.hooked() {
+			unread = errors.Join(unread, e.adopt(ctx, o, newestFirst(all[:at+1+n])))
 		}
 	}
 	l, err := e.locate(ctx, []attachment{a})
@@ -218,17 +232,12 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 		return nil, err
 	}
 	defer l.close()
-	do := attach.Run{File: a.Attachment, Rate: e.options.Rate, Ended: l.ended, Step: e.options.AttachStep}
-	before := true
-	for _, o := range all {
-		switch {
-		case o.Attachment == a.Attachment:
-			before = false
-		case before:
-			do.Older = append(do.Older, o.Attachment)
-		default:
-			do.Newer = append(do.Newer, o.Attachment)
-		}
+	if unread != nil {
+		l.note(false, "%v", unread)
+	}
+	do := attach.Run{
+		File: a.Attachment, Older: filesOf(older), Newer: filesOf(all[at+1:]),
+		Rate: e.options.Rate, Ended: l.ended, Step: e.options.AttachStep,
 	}
 	means := l.means(a)
 	defer means.close()

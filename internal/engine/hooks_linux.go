@@ -178,7 +178,7 @@ func (e *Engine) hooksOf(prefix string) (mine []*bpf.Hook, err error) {
 // endHooks takes down the hooks of an attachment, and notes in its file what
 // they changed. They are stopped first: what they gave between the noting and
 // their end nobody would know of.
-func (e *Engine) endHooks(ctx context.Context, a attachment) error {
+func (e *Engine) endHooks(ctx context.Context, a attachment, older []attachment) error {
 	hooks, err := e.hooksOf(hooksPrefix(a.ID))
 	for _, h := range hooks {
 		err = errors.Join(err, h.Stop(), h.Close())
@@ -186,7 +186,7 @@ func (e *Engine) endHooks(ctx context.Context, a attachment) error {
 	if err != nil {
 		return err
 	}
-	if err := e.adopt(ctx, a); err != nil {
+	if err := e.adopt(ctx, a, older); err != nil {
 		return err
 	}
 	return e.unhook(hooksPrefix(a.ID))
@@ -260,8 +260,8 @@ func (a attachment) hooked() bool {
 
 // adopt notes the connections that got their policy from the hooks of an
 // attachment like those that were changed later in life, and what programs have
-// set themselves on either.
-func (e *Engine) adopt(ctx context.Context, a attachment) error {
+// set themselves on either. Of the older attachments the newest come first.
+func (e *Engine) adopt(ctx context.Context, a attachment, older []attachment) error {
 	hooks, err := e.hooksOf(hooksPrefix(a.ID))
 	defer closeHooks(hooks)
 	if err != nil {
@@ -280,7 +280,7 @@ func (e *Engine) adopt(ctx context.Context, a attachment) error {
 		whole = append(whole, h)
 		err := h.Changed(ctx, func(c bpf.Changed) error {
 			if _, known := a.Socket(c.ID); !known {
-				records, ids = append(records, attach.Given(c.ID, a.ruleOf(h.Label.Rules[c.Rule]), c.Before.Settings, c.Given)), append(ids, c.ID)
+				records, ids = append(records, attach.Given(c.ID, a.ruleOf(h.Label.Rules[c.Rule]), c.Before.Settings, c.Given, filesOf(older))), append(ids, c.ID)
 			}
 			return nil
 		})

@@ -449,6 +449,52 @@ func TestAttachWhileConnecting(t *testing.T) {
 	nothingLeft(t, w.dir)
 }
 
+// A connection that is being made while it is attached, and then gets the
+// policy of a newer attachment's hook, has what it had before both back, in
+// whichever order they are detached.
+func TestDetachConnectingTwice(t *testing.T) {
+	t.Parallel()
+	for name, newestFirst := range map[string]bool{"the newest first": true, "the oldest first": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			cgroup := testCgroup(t)
+			m := newMaker(t, cgroup, w.server.Start)
+			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
+			w.engine.cgroups = w.dir
+			var l net.Listener
+			ok(t, w.far.Do(func() (err error) {
+				l, err = net.Listen("tcp4", netip.AddrPortFrom(w.toFar.IPv4(w.far), 0).String())
+				return err
+			}))
+			t.Cleanup(func() { _ = l.Close() })
+			dial := fmt.Sprintf("dial %s %d", l.Addr().(*net.TCPAddr).IP, l.Addr().(*net.TCPAddr).Port)
+			m.do(dial, "0 7200 75 9 0") // who the peer is, is known from now on
+			wait(t, "a connection", func() bool { c, err := l.Accept(); return err == nil && c.Close() == nil })
+			ok(t, w.toFar.Cut())
+			m.do(dial, "0 7200 75 9 0")
+			older := w.attach(w.request(), keepalive.Policy{Idle: time.Hour, Interval: time.Minute, Probes: 9, UserTimeout: -1})
+			m.do("show", "1 3600 60 9 0")
+			newer := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}}))(t)
+			m.do("show", "1 3600 60 9 0")
+			ok(t, w.toFar.Heal())
+			wait(t, "the policy of the hook", func() bool {
+				must(m.in.WriteString("show\n"))(t)
+				return must(m.out.ReadString('\n'))(t) == "1 40 5 4 0 | 1 40 5 4 0\n"
+			})
+			ids := []string{older.ID, newer.ID}
+			if newestFirst {
+				slices.Reverse(ids)
+			}
+			for _, id := range ids {
+				must(w.engine.Detach(t.Context(), id))(t)
+			}
+			m.do("show", "0 7200 75 9 0")
+			nothingLeft(t, w.dir)
+		})
+	}
+}
+
 // Without BPF future connections are refused with the way out, and nothing is
 // done by halves.
 func TestAttachNewWithoutBPF(t *testing.T) {

@@ -90,14 +90,14 @@ func (m *making) findOlder(ctx context.Context, dry bool) error {
 			m.older = append(m.older, a)
 		}
 	}
-	for n, a := range m.older {
+	for n, a := range slices.Backward(m.older) {
 		switch {
 		case !a.hooked():
 		case dry:
 			given, hookErr := m.e.givenBy(ctx, a)
 			m.older[n].given, err = given, errors.Join(err, hookErr)
 		default:
-			err = errors.Join(err, m.e.adopt(ctx, a))
+			err = errors.Join(err, m.e.adopt(ctx, a, m.older[n+1:]))
 		}
 	}
 	if dry {
@@ -177,7 +177,7 @@ func (m *making) settle(ctx context.Context, err error) error {
 func (m *making) undo(ctx context.Context) error {
 	failed, err := 0, error(nil)
 	if m.hooked {
-		err = m.e.endHooks(ctx, m.attachment())
+		err = m.e.endHooks(ctx, m.attachment(), m.older)
 	}
 	if err == nil && m.file.Len() > 0 {
 		failed, err = m.putBack(ctx)

@@ -155,6 +155,9 @@ func (e *Engine) free(hooks []hookRules) error {
 		}
 		if slices.ContainsFunc(hooks, func(h hookRules) bool { return h.shares(o.Label.Cgroup, o.Label.Rules) }) {
 			id, _, _ := strings.Cut(o.Label.ID, "-")
+			if o.Label.Home != e.home() {
+				return errors.Join(err, fmt.Errorf("attachment %s of another deadpeer, which has its runtime folder at %s, has a policy for some of the same future connections: detach it there, or leave out --new", id, conn.Printable(o.Label.Home)))
+			}
 			return errors.Join(err, fmt.Errorf("attachment %s has a policy for some of the same future connections: deadpeer detach %[1]s first, or leave out --new", id))
 		}
 	}

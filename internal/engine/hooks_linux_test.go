@@ -411,6 +411,7 @@ func TestAttachWhileConnecting(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	cgroup := testCgroup(t)
+	_ = w.server.SetSysctl("net.ipv4.tcp_syn_linear_timeouts", "100") // a SYN a second, from Linux 6.5 on
 	m := newMaker(t, cgroup, w.server.Start)
 	m.do("make", "0 7200 75 9 0") // for there to be something to change
 	var l net.Listener
@@ -459,6 +460,7 @@ func TestDetachConnectingTwice(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			cgroup := testCgroup(t)
+			_ = w.server.SetSysctl("net.ipv4.tcp_syn_linear_timeouts", "100") // a SYN a second, from Linux 6.5 on
 			m := newMaker(t, cgroup, w.server.Start)
 			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
 			w.engine.cgroups = w.dir

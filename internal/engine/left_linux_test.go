@@ -266,6 +266,10 @@ func TestOthersAreNotLeft(t *testing.T) {
 	if list := must(w.engine.Attachments(t.Context()))(t); len(list) != 1 || !list[0].Active {
 		t.Errorf("%+v", list)
 	}
+	_, err := other.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}})
+	if err == nil || !strings.Contains(err.Error(), "of another deadpeer") || !strings.Contains(err.Error(), w.dir) {
+		t.Errorf("for connections that another's policy is for: %v", err)
+	}
 	w.detach()
 	ok(t, unix.Rmdir(program))
 	wait(t, "the kernel lets go of the cgroup", func() bool { return len(must(other.Clean(t.Context()))(t)) == 1 })

@@ -98,11 +98,11 @@ func TestLockFileHostile(t *testing.T) {
 
 // The lock takes no space: a full /run keeps no program from being started.
 func TestLockDiskFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8k,mode=700"); err != nil {
+	err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8k,mode=700")
+	if errors.Is(err, unix.EPERM) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })

@@ -176,14 +176,16 @@ static __always_inline int keep(struct bpf_sock_ops *ctx, struct bpf_sock *sk, s
 }
 
 // forget frees the place of a connection that ends. A socket that its program
-// still holds keeps the policy, and may be connected again (connect(2),
-// AF_UNSPEC): what it had goes to its storage.
+// disconnects (connect(2), AF_UNSPEC) keeps the policy, and is likely to be
+// connected again: what it had goes to its storage. One that ends by an error
+// or by close(2) is not, and storage would cost every one of them dear.
 static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct place *p = place_of(cookie);
 	struct bpf_sock *sk = ctx->sk;
 	struct tcp_sock *tp;
+	struct sock *s;
 	struct kept k;
 
 	if (!p || p->kept.cookie != cookie || !sk)
@@ -191,7 +193,8 @@ static __always_inline void forget(struct bpf_sock_ops *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	if (tp->inet_conn.icsk_inet.sk.sk_socket) {
+	s = &tp->inet_conn.icsk_inet.sk;
+	if (s->sk_socket && !s->sk_err && s->sk_shutdown != SHUTDOWN_MASK) {
 		k = p->kept;
 		if (!bpf_sk_storage_get(&stored, sk, &k, BPF_SK_STORAGE_GET_F_CREATE))
 			return;

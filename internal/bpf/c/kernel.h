@@ -41,6 +41,7 @@ typedef __u32 __wsum;
 #define ICSK_TIME_REO_TIMEOUT 6
 
 #define EINVAL 22
+#define SHUTDOWN_MASK 3
 
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
@@ -134,6 +135,8 @@ struct sock {
 	struct socket *sk_socket;
 	struct timer_list sk_timer;
 	__u32 sk_mark;
+	int sk_err;
+	__u8 sk_shutdown;
 	kuid_t sk_uid;
 	struct sock_cgroup_data sk_cgrp_data;
 };

@@ -361,7 +361,7 @@ func (q *inquiry) pause() time.Duration {
 // young reports whether the last question to the row was put so recently that
 // its answer is likely to come now.
 func (q *inquiry) young(row *row, now stamp) bool {
-	return (now - q.about(row).last).span() < eager+time.Duration(row.sock.RTTUS)*time.Microsecond
+	return (now - q.about(row).last).span() < eager+us(row.sock.RTTUS)
 }
 
 // judgeAll judges every pending row by a sweep that began at the given time,

@@ -30,7 +30,7 @@ type asking struct {
 	chance     float32
 	questions  uint16 // all of them
 	unanswered uint16 // of the present silence, the outstanding one included
-	group      uint16 // path, in run.groups
+	group      uint16 // path, in inquiry.groups
 	sweep      uint8  // the last sweep that saw the socket
 	refusal    probe.Refusal
 	protection protection
@@ -86,9 +86,7 @@ func (p protection) String() string {
 	return ""
 }
 
-func ms(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
-
-// evidence puts together what is known of row i as of its last judgement.
+// evidence puts together what is known of a row as of its last judgement.
 func (s *Snapshot) evidence(r *row) verdict.Evidence {
 	var a asking
 	if s.Asked {
@@ -101,7 +99,7 @@ func (s *Snapshot) evidence(r *row) verdict.Evidence {
 		Refusal: s.refusal(&a), Ended: a.is(ended), Vanished: a.is(vanished), GaveUp: a.is(gaveUp),
 		Spoke:     a.refusal == probe.TooFresh && a.is(settled),
 		Orphan:    sock.Inode == 0,
-		Questions: int(a.questions), Answered: a.is(answered), AnsweredAfter: time.Duration(a.answeredUS) * time.Microsecond,
+		Questions: int(a.questions), Answered: a.is(answered), AnsweredAfter: us(a.answeredUS),
 	}
 	e.Heard, _ = sock.Heard()
 	if a.is(answered) {

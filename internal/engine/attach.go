@@ -84,7 +84,6 @@ type Attachment struct {
 	ID         string
 	Program    string // the name of the program that RunProgram became: it has the policy until it ends; "" for an attachment
 	At         time.Time
-	Netns      string
 	Rules      []AttachedRule
 	Sockets    int    // open now
 	Ended      int    // since it was looked last
@@ -103,7 +102,6 @@ type AttachedRule struct {
 	Policy  keepalive.Policy
 	New     bool
 	Enforce bool
-	Cgroup  string
 }
 
 // UnknownAttachmentError says that there is no attachment of an ID.

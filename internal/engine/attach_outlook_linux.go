@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"time"
 
 	"deadpeer/forecast"
 	"deadpeer/internal/attach"
@@ -58,7 +57,7 @@ func (r *run) foreseeInFlight(out *Attached, items []attach.Item, rows []uint32,
 			continue
 		}
 		s := r.snap.settings[row.settings-1]
-		rtt := time.Duration(row.sock.RTTUS) * time.Microsecond
+		rtt := us(row.sock.RTTUS)
 		if s.UserTimeout > 0 && items[n].Policy.UserTimeout != 0 || in != nil && in.RTT >= rtt {
 			continue
 		}

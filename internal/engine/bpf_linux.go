@@ -17,7 +17,7 @@ import (
 // wanted.
 func (r *run) openSockets(alone bool) {
 	o := r.e.options
-	if o.NoBPF || o.ProcRoot != DefaultRoot {
+	if o.NoBPF || o.ProcRoot != defaultRoot {
 		return
 	}
 	var err error
@@ -29,8 +29,13 @@ func (r *run) openSockets(alone bool) {
 	}
 	if err != nil {
 		r.sockets = nil
-		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", err))
+		r.withoutBPF(err)
 	}
+}
+
+// withoutBPF says why it was not used, though wanted.
+func (r *run) withoutBPF(why error) {
+	r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", why))
 }
 
 // byBPF names the way, for the curious.

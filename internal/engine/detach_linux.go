@@ -112,7 +112,7 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 	defer l.close()
 	for n, f := range found {
 		// While another deadpeer is at work this one may be its.
-		a := Attachment{ID: f.ID, At: f.about.At, Netns: f.about.Netns, Half: lockErr == nil && !f.Whole()}
+		a := Attachment{ID: f.ID, At: f.about.At, Half: lockErr == nil && !f.Whole()}
 		for s := range f.All() {
 			if slices.ContainsFunc(found[n+1:], func(newer attachment) bool { return newer.has(s.ID) }) {
 				continue // what a hook of this one gave is another's now
@@ -143,7 +143,7 @@ func (e *Engine) Attachments(ctx context.Context) (list []Attachment, err error)
 
 func listed(rules []attach.Rule) (list []AttachedRule) {
 	for _, r := range rules {
-		list = append(list, AttachedRule{Match: r.Match, Policy: r.Policy, New: r.New, Enforce: r.Enforce, Cgroup: r.Cgroup})
+		list = append(list, AttachedRule{Match: r.Match, Policy: r.Policy, New: r.New, Enforce: r.Enforce})
 	}
 	return list
 }
@@ -244,20 +244,21 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 	do.Transport, do.Batch = means.transport, means.batch
 	sockets, targets := a.Sockets(), l.held(a)
 	out := &Attached{ID: a.ID, Snapshot: l.snap}
-	back := map[uint32]hostDefaults{}
+	defaults := map[uint32]keepalive.Policy{} // of namespaces, as they are needed
 	start := time.Now()
 	err = do.Detach(ctx, targets, func(n int, rep attach.Report) {
-		l.book(out, sockets[n], rep, back)
+		l.book(out, sockets[n], rep, defaults)
 	})
 	l.how(start, "changed %s by %s", count(len(targets), "connection"), means.name)
 	if err != nil {
 		return nil, err
 	}
-	end := a.Remove
 	if a.Len() > 0 {
-		end = func() error { return a.SetWhole(true) }
+		err = a.SetWhole(true)
+	} else {
+		err = a.Remove()
 	}
-	if err := end(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	l.keepOnly()
@@ -266,7 +267,7 @@ func (e *Engine) detach(ctx context.Context, all []attachment, a attachment) (*A
 }
 
 // book counts what became of one socket, and shows it where it is listed.
-func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, hosts map[uint32]hostDefaults) {
+func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, defaults map[uint32]keepalive.Policy) {
 	out.Matched++
 	switch {
 	case rep.Ended:
@@ -278,7 +279,7 @@ func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, hos
 	default:
 		out.Failed++
 	}
-	out.ByValue += l.byValue(s, rep.Back, hosts)
+	out.ByValue += l.byValue(s, rep.Back, defaults)
 	i, listed := l.find(s.ID)
 	if !listed || rep.Ended {
 		if rep.Why != "" {
@@ -294,19 +295,19 @@ func (l *located) book(out *Attached, s journal.Attached, rep attach.Report, hos
 }
 
 // byValue counts the values put back that the host has as well.
-func (l *located) byValue(s journal.Attached, back []keepalive.Part, hosts map[uint32]hostDefaults) (n int) {
+func (l *located) byValue(s journal.Attached, back []keepalive.Part, defaults map[uint32]keepalive.Policy) (n int) {
 	if len(back) == 0 || l.spaces[s.ID.NetNS] == nil {
 		return 0
 	}
-	host, ok := hosts[s.ID.NetNS]
+	host, ok := defaults[s.ID.NetNS]
 	if !ok {
-		host, _ = l.spaces[s.ID.NetNS].defaults() // zero, which no socket has, where they cannot be read
-		hosts[s.ID.NetNS] = host
+		host, _ = readDefaults(l.spaces[s.ID.NetNS].ns) // zero, which no socket has, where they cannot be read
+		defaults[s.ID.NetNS] = host
 	}
 	for part, same := range map[keepalive.Part]bool{
-		keepalive.PartIdle:     time.Duration(s.Was.Idle)*time.Second == host.policy.Idle,
-		keepalive.PartInterval: time.Duration(s.Was.Interval)*time.Second == host.policy.Interval,
-		keepalive.PartProbes:   int(s.Was.Probes) == host.policy.Probes,
+		keepalive.PartIdle:     time.Duration(s.Was.Idle)*time.Second == host.Idle,
+		keepalive.PartInterval: time.Duration(s.Was.Interval)*time.Second == host.Interval,
+		keepalive.PartProbes:   int(s.Was.Probes) == host.Probes,
 	} {
 		if same && slices.Contains(back, part) {
 			n++

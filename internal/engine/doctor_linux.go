@@ -35,7 +35,7 @@ func (e *Engine) Diagnose() []Finding {
 		has(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "ask by window probe, and release", "own connections are asked by keepalive, where an unanswered question counts as a probe; nothing can be released"),
 		has(unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter other network namespaces (--netns)", "only the current namespace"),
 		diagnoseDestroy(), e.diagnoseTuning(), diagnoseUserNamespaces())
-	if scope, err := readLimit("/proc/sys/kernel/yama/ptrace_scope", 0); err == nil {
+	if scope, err := readSysctl("/proc/sys/kernel/yama/ptrace_scope", 0); err == nil {
 		list = append(list, diagnoseYama(scope, capabilities&(1<<unix.CAP_SYS_PTRACE) != 0)...)
 	}
 	for _, f := range bpf.Features() {
@@ -151,7 +151,7 @@ func diagnoseDestroy() Finding {
 // diagnoseLeftovers tells what killed processes left, one finding for each.
 func (e *Engine) diagnoseLeftovers() (list []Finding) {
 	const what = "what a killed deadpeer left"
-	left, err := e.Leftovers()
+	left, err := e.leftovers()
 	for _, l := range left {
 		list = append(list, Finding{What: what, Left: true, Detail: l.What + ": " + l.Why, Mend: "deadpeer doctor --clean"})
 	}

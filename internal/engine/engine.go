@@ -38,21 +38,21 @@ type Actor interface {
 
 var _ Actor = (*Engine)(nil)
 
+// MaxAsking is the most that Request.Rules.Silence and Request.Timeout may come
+// to together, beyond which the times of a run would not be told apart.
+const MaxAsking = 4 * 24 * time.Hour
+
 // Defaults of Options and Request.
 const (
-	DefaultRate    = 200_000
-	DefaultTimeout = 30 * time.Second
-	DefaultRoot    = "/proc"
-
-	// MaxAsking is the most that Request.Rules.Silence and Request.Timeout may
-	// come to together, beyond which the times of a run would not be told apart.
-	MaxAsking = 4 * 24 * time.Hour
+	defaultRate    = 200_000
+	defaultTimeout = 30 * time.Second
+	defaultRoot    = "/proc"
 )
 
 // Options configure an Engine. Zero values mean the defaults.
 type Options struct {
 	ProcRoot   string            // where procfs is mounted (/proc)
-	RuntimeDir string            // for the journal and the lock of asking (see RuntimeDir)
+	RuntimeDir string            // for the journal and the lock of asking (defaultRuntimeDir)
 	StateDir   string            // for the journal of the host's defaults (/var/lib/deadpeer)
 	Root       string            // where the host's files are (/)
 	Rate       int               // questions a second at most (200,000)
@@ -108,13 +108,13 @@ type Engine struct {
 // New gives an engine.
 func New(o Options) *Engine {
 	if o.ProcRoot == "" {
-		o.ProcRoot = DefaultRoot
+		o.ProcRoot = defaultRoot
 	}
 	if o.Rate <= 0 {
-		o.Rate = DefaultRate
+		o.Rate = defaultRate
 	}
 	if o.RuntimeDir == "" {
-		o.RuntimeDir = RuntimeDir()
+		o.RuntimeDir = defaultRuntimeDir()
 	}
 	return &Engine{options: o}
 }

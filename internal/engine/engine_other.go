@@ -16,8 +16,7 @@ func unsupported(what string) error {
 	return fmt.Errorf("%s on %s: %w", what, runtime.GOOS, errors.ErrUnsupported)
 }
 
-// RuntimeDir has no meaning here.
-func RuntimeDir() string { return "" }
+func defaultRuntimeDir() string { return "" }
 
 // Scan is for Linux only.
 func (e *Engine) Scan(context.Context, Request) (*Snapshot, error) {

@@ -149,4 +149,6 @@ func timerIn(s *conn.Sock) time.Duration { return max(ms(s.TimerMS), time.Nanose
 // fin tells whether our FIN is on its way.
 func fin(s conn.State) bool { return s == conn.FinWait1 || s == conn.LastAck || s == conn.Closing }
 
+func ms(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
+
 func us(n uint32) time.Duration { return time.Duration(n) * time.Microsecond }

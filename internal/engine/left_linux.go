@@ -18,11 +18,11 @@ import (
 	"deadpeer/internal/journal"
 )
 
-// Leftovers lists what deadpeer processes that were killed have left behind,
+// leftovers lists what deadpeer processes that were killed have left behind,
 // and changes nothing. While another deadpeer is at work, which cannot be told
 // apart from one that was killed, there is an error matching
 // *journal.HeldError beside the rest. Needs what Attach needs.
-func (e *Engine) Leftovers() (list []Leftover, err error) {
+func (e *Engine) leftovers() (list []Leftover, err error) {
 	orphans, err := journal.Left(e.options.RuntimeDir)
 	for _, o := range orphans {
 		list = append(list, leftJournal(o))

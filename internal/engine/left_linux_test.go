@@ -57,8 +57,8 @@ func lineReader(t *testing.T, cmd *exec.Cmd) func(want string) {
 // cleaning deals with all of it.
 func cleaned(t *testing.T, e *Engine, moment string) (left []Leftover) {
 	t.Helper()
-	left = must(e.Leftovers())(t)
-	if again := must(e.Leftovers())(t); !slices.Equal(left, again) {
+	left = must(e.leftovers())(t)
+	if again := must(e.leftovers())(t); !slices.Equal(left, again) {
 		t.Errorf("%s: %v is left, then %v", moment, left, again)
 	}
 	done := must(e.Clean(t.Context()))(t)
@@ -72,7 +72,7 @@ func cleaned(t *testing.T, e *Engine, moment string) (left []Leftover) {
 			t.Errorf("%s: %v: nothing was done", moment, d)
 		}
 	}
-	if again := must(e.Leftovers())(t); len(again) != 0 {
+	if again := must(e.leftovers())(t); len(again) != 0 {
 		t.Errorf("%s: cleaned, and %v is left", moment, again)
 	}
 	return left
@@ -205,7 +205,7 @@ func TestLeftovers(t *testing.T) {
 	e.cgroups = folder
 	lock := must(journal.Lock(t.Context(), dir))(t)
 	var held *journal.HeldError
-	if _, err := e.Leftovers(); !errors.As(err, &held) || held.PID != os.Getpid() {
+	if _, err := e.leftovers(); !errors.As(err, &held) || held.PID != os.Getpid() {
 		t.Errorf("while another is at work: %v", err)
 	}
 	ok(t, lock.Close())

@@ -11,6 +11,7 @@ import (
 
 	"deadpeer/internal/linux"
 	"deadpeer/internal/netns"
+	"deadpeer/keepalive"
 )
 
 // readLimits reads the sysctls of a network namespace (ip-sysctl.rst). The
@@ -33,7 +34,7 @@ func readLimits(n *netns.NS) (l limits, err error) {
 			{"tcp_early_retrans", &early, 3},
 			{"tcp_thin_linear_timeouts", &thin, 0},
 		} {
-			if *f.to, err = readLimit("/proc/sys/net/ipv4/"+f.name, f.absent); err != nil {
+			if *f.to, err = readSysctl(ipv4Sysctls+f.name, f.absent); err != nil {
 				return err
 			}
 		}
@@ -51,7 +52,24 @@ func readLimits(n *netns.NS) (l limits, err error) {
 	return l, nil
 }
 
-func readLimit(file string, absent int) (int, error) {
+// readDefaults reads what a network namespace gives sockets without values of
+// their own (tcp(7)), but for a user timeout, of which there is none.
+func readDefaults(n *netns.NS) (p keepalive.Policy, err error) {
+	err = n.Do(func() error {
+		idle, idleErr := readSysctl(ipv4Sysctls+"tcp_keepalive_time", 0)
+		interval, intervalErr := readSysctl(ipv4Sysctls+"tcp_keepalive_intvl", 0)
+		probes, probesErr := readSysctl(ipv4Sysctls+"tcp_keepalive_probes", 0)
+		p = keepalive.Policy{Idle: time.Duration(idle) * time.Second, Interval: time.Duration(interval) * time.Second, Probes: probes}
+		return errors.Join(idleErr, intervalErr, probesErr)
+	})
+	return p, err
+}
+
+const ipv4Sysctls = "/proc/sys/net/ipv4/"
+
+// readSysctl gives the number in a file, or what stands for it in kernels
+// without the file.
+func readSysctl(file string, absent int) (int, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return absent, nil

@@ -100,10 +100,7 @@ func (m *making) findOlder(ctx context.Context, dry bool) error {
 			err = errors.Join(err, m.e.adopt(ctx, a, m.older[n+1:]))
 		}
 	}
-	if dry {
-		return err
-	}
-	if err != nil || len(m.older) == 0 {
+	if dry || err != nil || len(m.older) == 0 {
 		return err
 	}
 	l, err := m.e.locate(ctx, m.older)

@@ -178,7 +178,7 @@ func (r *run) found(s *ownerSearch) error {
 	r.hidden = s.stats.Missing()
 	r.confined = !s.byBPF && effective()&(1<<unix.CAP_SYS_PTRACE) == 0
 	if s.why != nil {
-		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", s.why))
+		r.withoutBPF(s.why)
 	}
 	how := "by BPF"
 	if !s.byBPF {
@@ -212,14 +212,13 @@ func (r *run) name(owners []conn.Owner) {
 }
 
 // process reads what there is to know of a process, once.
-func (r *run) process(pid int32) *conn.Process {
-	if p := r.snap.Process(pid); p != nil {
-		return p
+func (r *run) process(pid int32) {
+	if r.snap.Process(pid) != nil {
+		return
 	}
 	p, err := r.proc.Process(pid)
 	if err != nil {
 		p = conn.Process{PID: pid} // it has ended
 	}
 	r.snap.processes.add(&p)
-	return &p
 }

@@ -197,7 +197,7 @@ func (e *Engine) Programs(ctx context.Context) (list []Attachment, err error) {
 		}
 		a := Attachment{ID: h.Label.ID, At: h.Label.Made, Program: programIn(h.Label.Cgroup), New: true, Active: h.Active()}
 		for _, r := range h.Label.Rules {
-			a.Rules = append(a.Rules, AttachedRule{Policy: r.Policy, New: true, Enforce: r.Enforce, Cgroup: h.Label.Cgroup})
+			a.Rules = append(a.Rules, AttachedRule{Policy: r.Policy, New: true, Enforce: r.Enforce})
 		}
 		countErr := h.Changed(ctx, func(bpf.Changed) error { a.Sockets++; return nil })
 		err = errors.Join(err, countErr, a.count(h))

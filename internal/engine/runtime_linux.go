@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RuntimeDir is where the journal and the lock of asking live:
+// defaultRuntimeDir is where the journal and the lock of asking live:
 // /run/deadpeer for root, else below XDG_RUNTIME_DIR or the folder for
 // temporary files.
-func RuntimeDir() string {
+func defaultRuntimeDir() string {
 	if os.Geteuid() == 0 && unix.Access("/run", unix.W_OK) == nil { // not root of a user namespace only
 		return "/run/deadpeer"
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"deadpeer/internal/bpf"
@@ -120,7 +121,7 @@ func (r *run) listed(start time.Time, n int) {
 		how = r.byBPF()
 	}
 	if r.unlisted != nil {
-		r.snap.How = append(r.snap.How, fmt.Sprintf("BPF was not used: %v", r.unlisted))
+		r.withoutBPF(r.unlisted)
 	}
 	r.how(start, "listed %s in %s %s", count(n, "connection"), count(len(r.spaces), "network namespace"), how)
 }
@@ -163,14 +164,14 @@ func (e *Engine) begin(req Request) (_ *run, err error) {
 		}
 	}
 	if req.Timeout <= 0 {
-		req.Timeout = DefaultTimeout
+		req.Timeout = defaultTimeout
 	}
 	req.Rules = req.Rules.WithDefaults()
 	kernel := readKernel()
 	r := &run{
 		e: e, req: req, proc: procfd.New(e.options.ProcRoot), spaces: map[uint32]*space{}, settingsAt: map[setting]uint32{},
 		snap: &Snapshot{
-			TakenAt: kernel.taken, Rules: req.Rules,
+			TakenAt: kernel.taken, rules: req.Rules,
 			outcomes: map[uint32]Outcome{}, kernel: kernel, namespaces: map[uint32]string{},
 		},
 	}
@@ -455,7 +456,7 @@ func (r *run) selected(row *row) bool {
 	if snap.Asked {
 		s.Verdict = snap.table.asking(row).verdict
 	} else {
-		s.Verdict = verdict.Glance(snap.evidence(row), snap.Rules).Verdict
+		s.Verdict = verdict.Glance(snap.evidence(row), snap.rules).Verdict
 	}
 	return !r.rejects(&s, false)
 }
@@ -473,23 +474,31 @@ func (r *run) readSettings(ctx context.Context) (n, failed int) {
 			rows = append(rows, i)
 		}
 	}
-	var denied [askers]int
-	r.parallel(rows, func(worker int, a *probe.Asker, part []uint32) {
-		for _, i := range part {
-			if ctx.Err() != nil {
-				return
-			}
-			row := t.at(i)
-			s, refusal := a.Settings(probe.Target{ID: row.sock.ID(), State: row.sock.State, Owners: r.snap.ownersOf(row)})
-			r.learn(row, s, refusal == probe.NotRefused)
-			if refusal.Privilege() {
-				denied[worker]++
-			}
-		}
-	}, nil)
-	for _, n := range denied {
-		failed += n
+	if len(rows) == 0 {
+		return 0, 0
 	}
+	defer held.Spare(askers)()
+	var denied atomic.Int64
+	var wg sync.WaitGroup
+	for part := range slices.Chunk(rows, (len(rows)+askers-1)/askers) {
+		wg.Go(func() {
+			a := probe.New(probe.Options{})
+			defer func() { _ = a.Close() }()
+			for _, i := range part {
+				if ctx.Err() != nil {
+					return
+				}
+				row := t.at(i)
+				s, refusal := a.Settings(probe.Target{ID: row.sock.ID(), State: row.sock.State, Owners: r.snap.ownersOf(row)})
+				r.learn(row, s, refusal == probe.NotRefused)
+				if refusal.Privilege() {
+					denied.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	failed = int(denied.Load())
 	return len(rows) - failed, failed
 }
 
@@ -528,25 +537,3 @@ func (r *run) book(s setting) uint32 {
 
 // askers work side by side; more only wait for the same locks in the kernel.
 const askers = 2
-
-// parallel splits rows between askers.
-func (r *run) parallel(rows []uint32, work func(worker int, a *probe.Asker, part []uint32), journal probe.Journal) {
-	if len(rows) == 0 {
-		return
-	}
-	defer held.Spare(askers)()
-	var wg sync.WaitGroup
-	size := (len(rows) + askers - 1) / askers
-	for w := range askers {
-		part := rows[min(w*size, len(rows)):min((w+1)*size, len(rows))]
-		if len(part) == 0 {
-			continue
-		}
-		wg.Go(func() {
-			a := probe.New(probe.Options{Journal: journal})
-			defer func() { _ = a.Close() }()
-			work(w, a, part)
-		})
-	}
-	wg.Wait()
-}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -20,10 +19,6 @@ const (
 	ViaDatabase Via = "database" // only the database's own way
 	ViaSocket   Via = "socket"   // only the socket; the database then rolls back by itself
 )
-
-// ErrNoSession says that no session of the databases has that ID and a
-// connection of this host.
-var ErrNoSession = errors.New("no such session on a connection of this host")
 
 // Tie is a database session and the connection behind it, as far as there is
 // one on this host.

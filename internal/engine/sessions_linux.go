@@ -275,8 +275,8 @@ func (r *run) join(wanted map[netip.AddrPort][]int, clients map[netip.AddrPort]s
 	}
 }
 
-// FindSession gives the connection of the session with that ID. The error
-// matches ErrNoSession when there is none, or when several databases have one.
+// FindSession gives the connection of the session with that ID. It is an error
+// when there is none, and when several databases have one.
 func (e *Engine) FindSession(ctx context.Context, req Request, id string) (conn.ID, error) {
 	req.NoOwners = true
 	r, err := e.see(ctx, req)
@@ -293,18 +293,18 @@ func (e *Engine) FindSession(ctx context.Context, req Request, id string) (conn.
 			found = append(found, t)
 		}
 	}
+	why := ""
 	switch {
 	case len(found) == 0:
-		for _, n := range r.snap.Notes {
-			if n.Database {
-				return conn.ID{}, fmt.Errorf("find session %s: %w: %s", conn.Printable(id), ErrNoSession, n.Text)
-			}
+		if at := slices.IndexFunc(r.snap.Notes, func(n Note) bool { return n.Database }); at >= 0 {
+			why = ": " + r.snap.Notes[at].Text
 		}
-		return conn.ID{}, fmt.Errorf("find session %s: %w", conn.Printable(id), ErrNoSession)
 	case len(found) > 1:
-		return conn.ID{}, fmt.Errorf("find session %s: %w: several databases have one, name one --db", conn.Printable(id), ErrNoSession)
+		why = ": several databases have one, name one --db"
 	case !found[0].tied || found[0].shared:
-		return conn.ID{}, fmt.Errorf("find session %s: %w: %s", conn.Printable(id), ErrNoSession, found[0].Leg)
+		why = ": " + found[0].Leg
+	default:
+		return r.snap.table.at(found[0].row).sock.ID(), nil
 	}
-	return r.snap.table.at(found[0].row).sock.ID(), nil
+	return conn.ID{}, fmt.Errorf("find session %s: no such session on a connection of this host%s", conn.Printable(id), why)
 }

@@ -21,8 +21,8 @@ type Snapshot struct {
 	Hints   []Hint   // databases that could be looked into
 	Told    int      // databases that told of their sessions
 	How     []string // by what means things were found out, for the curious
-	Rules   verdict.Rules
 
+	rules      verdict.Rules
 	table      table
 	order      []uint32     // rows shown
 	owners     []conn.Owner // of connections that have several
@@ -194,7 +194,7 @@ func (s *Snapshot) fill(c *Connection, r *row) {
 		a := s.table.asking(r)
 		c.Judgement = verdict.Judgement{Verdict: a.verdict, Why: a.why, FalseChance: a.falseChance()}
 	} else {
-		c.Judgement = verdict.Glance(c.Evidence, s.Rules)
+		c.Judgement = verdict.Glance(c.Evidence, s.rules)
 	}
 	if t := s.tieOf(r.number); t != nil {
 		c.Session, c.Client = t.Session, t.Client

@@ -123,10 +123,8 @@ func (q *inquiry) lookUpBatch(s *space, rows, lost []uint32) ([]uint32, error) {
 }
 
 func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err error) {
-	for {
-		if q.sweeps++; q.sweeps != 0 {
-			break
-		}
+	if q.sweeps++; q.sweeps == 0 { // which rows have that no sweep has seen
+		q.sweeps++
 	}
 	for _, s := range q.spaces {
 		if err := q.listAgain(ctx, s, func(fresh *conn.Sock) {
@@ -206,7 +204,7 @@ func (q *inquiry) reread(i uint32, fresh *conn.Sock) {
 	// The answer is at most as old as the question and, to the jiffy, as
 	// old as the kernel says: whichever is less.
 	took := q.now() - a.last
-	age := time.Duration(min(fresh.LastAckRecv, fresh.LastDataRecv)) * time.Millisecond
+	age := ms(min(fresh.LastAckRecv, fresh.LastDataRecv))
 	if byKernel := int64(took) - int64(stampOf(age)); age > 4*time.Millisecond && byKernel >= 0 && byKernel < math.MaxUint32 {
 		took = stamp(byKernel)
 	}

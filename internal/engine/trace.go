@@ -46,9 +46,8 @@ type TracedSocket struct {
 // TraceStats say what a trace could not see.
 type TraceStats struct {
 	wire.CaptureStats
-	Forgotten uint64   // connections that made room for others
-	Notes     []Note   // as in a Snapshot
-	How       []string // likewise
+	Forgotten uint64 // connections that made room for others
+	Notes     []Note // as in a Snapshot
 }
 
 // Owner names the program that holds the socket, printable; "-" when not known.

@@ -13,7 +13,6 @@ import (
 	"deadpeer/internal/jiffies"
 	"deadpeer/internal/netns"
 	"deadpeer/internal/wire"
-	"deadpeer/keepalive"
 )
 
 // lookEvery is how long what the sockets told is good for before an unknown
@@ -86,7 +85,7 @@ type trace struct {
 	visit   func(*Traced) error
 	tracker *wire.Tracker
 	hz      int
-	sockets map[endpoints]*tracedSocket // that the filter selects, as of lookedAt
+	sockets map[endpoints]*tracedSocket // that the filter selects, as of looked
 	looking time.Time                   // when looking began last
 	looked  time.Time                   // and ended
 	stats   TraceStats
@@ -115,7 +114,7 @@ func (t *trace) look() error {
 	if err != nil {
 		return err
 	}
-	t.stats.Notes, t.stats.How = snap.Notes, snap.How
+	t.stats.Notes = snap.Notes
 	old := t.sockets
 	t.sockets = make(map[endpoints]*tracedSocket, snap.Len())
 	for c := range snap.All() {
@@ -123,7 +122,7 @@ func (t *trace) look() error {
 		if len(c.Owners) > 0 {
 			s.Process = snap.Process(c.Owners[0].PID)
 		}
-		at := endpoints{unmapped(c.Sock.Local()), unmapped(c.Sock.Peer())}
+		at := endpoints{unmap(c.Sock.Local()), unmap(c.Sock.Peer())}
 		if was := old[at]; was != nil && was.ID == s.ID {
 			s.missed = was.missed
 		}
@@ -132,8 +131,6 @@ func (t *trace) look() error {
 	t.looked = time.Now()
 	return nil
 }
-
-func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // socket finds the socket of one side, looking again when it is not known.
 func (t *trace) socket(at endpoints) *tracedSocket {
@@ -200,11 +197,9 @@ func (t *trace) foresee(s *tracedSocket, e *wire.Event) {
 		if sent = e.Time; e.N == 1 {
 			s.missed, s.probes = t.before(s, e.Time), 0
 		}
-	case wire.Unanswered:
+	case wire.Answer, wire.Unanswered, wire.GiveUp:
 	default:
-		if e.Kind != wire.GiveUp && e.Kind != wire.Answer {
-			return
-		}
+		return
 	}
 	e.N += s.missed
 	if e.Kind == wire.Answer {
@@ -219,8 +214,7 @@ func (t *trace) foresee(s *tracedSocket, e *wire.Event) {
 		return
 	}
 	f := forecast.Idle(forecast.Input{
-		KeepAlive: true, Policy: keepalive.Policy{Idle: p.Idle, Interval: p.Interval, Probes: p.Probes, UserTimeout: p.UserTimeout},
-		HZ: t.hz, Heard: p.Idle + time.Duration(e.N-1)*p.Interval, TimerIn: p.Interval, Probes: e.N,
+		KeepAlive: true, Policy: p, HZ: t.hz, Heard: p.Idle + time.Duration(e.N-1)*p.Interval, TimerIn: p.Interval, Probes: e.N,
 	})
 	if f.GivesUp {
 		t.traced.GivesUp, t.traced.Forecast = sent.Add(f.Earliest), f

@@ -70,7 +70,7 @@ func (e *Engine) Tune(ctx context.Context, r TuneRequest) (t Tuned, err error) {
 	if !r.DryRun {
 		// The host is changed: an interrupt must not leave half a count.
 		var done context.CancelFunc
-		ctx, done = context.WithTimeout(context.WithoutCancel(ctx), DefaultTimeout)
+		ctx, done = context.WithTimeout(context.WithoutCancel(ctx), defaultTimeout)
 		defer done()
 	}
 	return t, e.tuneExisting(ctx, r, old, &t)
@@ -162,7 +162,7 @@ func (o olds) is(c *Connection) (old, known bool) {
 	}
 	switch {
 	case c.Sock.Inode == 0, c.KeepAliveKnown && !c.Settings.KeepAlive,
-		c.Sock.Timer == conn.TimerKeepalive && time.Duration(c.Sock.TimerMS)*time.Millisecond <= o.idle,
+		c.Sock.Timer == conn.TimerKeepalive && ms(c.Sock.TimerMS) <= o.idle,
 		c.Sock.Timer == conn.TimerNone:
 		return false, true
 	case !c.Known:

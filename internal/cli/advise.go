@@ -214,13 +214,17 @@ func openLog(ctx context.Context, name string, longest time.Duration) (*logged, 
 	return &logged{name, l, l.Advise(longest)}, nil
 }
 
-// made makes an entry out for the policy that was given, else for the log's.
-func (v *advice) made(s advise.Software) (*entry, error) {
-	policy := v.Policy
+// advised is the policy that was given, else the log's.
+func (v *advice) advised() keepalive.Policy {
 	if v.Log != nil && !v.Given {
-		policy = v.Log.Advice.Policy
+		return v.Log.Advice.Policy
 	}
-	a, err := s.Render(policy)
+	return v.Policy
+}
+
+// made makes an entry out for the policy that is advised.
+func (v *advice) made(s advise.Software) (*entry, error) {
+	a, err := s.Render(v.advised())
 	if err != nil {
 		return nil, err
 	}

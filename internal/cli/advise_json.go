@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"time"
 
 	"deadpeer/forecast"
@@ -103,7 +102,7 @@ func (a *app) adviseJSON(v *advice) error {
 			out.Programs = append(out.Programs, newJSONProgram(&v.Report.Programs[i]))
 		}
 	}
-	return a.encodeAdvice(out)
+	return newEncoder(a.stdout).Encode(out)
 }
 
 func (a *app) adviseListJSON(list []advise.Software) error {
@@ -114,19 +113,12 @@ func (a *app) adviseListJSON(list []advise.Software) error {
 	for _, s := range list {
 		out.Software = append(out.Software, newJSONAdviceEntry(s))
 	}
-	return a.encodeAdvice(out)
-}
-
-func (a *app) encodeAdvice(out any) error {
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return newEncoder(a.stdout).Encode(out)
 }
 
 func newJSONAdvicePolicy(p keepalive.Policy) jsonAdvicePolicy {
 	return jsonAdvicePolicy{
-		jsonForecastPolicy{p.Idle.Seconds(), p.Interval.Seconds(), p.Probes, max(0, p.UserTimeout.Milliseconds())},
-		forecast.DetectionTime(p).Seconds(),
+		newJSONForecastPolicy(p), forecast.DetectionTime(p).Seconds(),
 	}
 }
 

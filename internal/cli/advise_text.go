@@ -20,10 +20,9 @@ const adviseWidth = 80
 // what is to be done.
 func (a *app) adviseText(v *advice) error {
 	t := &adviseWriter{w: bufio.NewWriter(a.stdout)}
-	switch {
-	case v.Software != nil:
+	if v.Software != nil {
 		t.entry(v)
-	default:
+	} else {
 		t.report(v)
 	}
 	return t.w.Flush()
@@ -63,14 +62,12 @@ func (t *adviseWriter) verbatim(label, text string) {
 // policyWords says what a policy does; named tells where it comes from.
 func policyWords(p keepalive.Policy, named string) string {
 	text := fmt.Sprintf("%s idle, then %d probes %s apart%s: a vanished peer is given up after %s",
-		spanText(p.Idle), p.Probes, spanText(p.Interval), named, spanText(forecast.DetectionTime(p)))
+		span(p.Idle), p.Probes, span(p.Interval), named, span(forecast.DetectionTime(p)))
 	if p.UserTimeout > 0 {
-		text += ", with data in flight after " + spanText(p.UserTimeout) + " where a user timeout can be set"
+		text += ", with data in flight after " + span(p.UserTimeout) + " where a user timeout can be set"
 	}
 	return text
 }
-
-func spanText(d time.Duration) string { return string(appendSpan(nil, d)) }
 
 func (t *adviseWriter) log(l *logged) {
 	s, total := l.Summary, l.Summary.Total()
@@ -100,15 +97,11 @@ func (t *adviseWriter) log(l *logged) {
 
 func (t *adviseWriter) entry(v *advice) {
 	e := v.Software
-	policy := v.Policy
-	if v.Log != nil && !v.Given {
-		policy = v.Log.Advice.Policy
-	}
 	fmt.Fprintf(t.w, "%s (%s)\n", e.Name, e.Role)
 	if v.Log != nil {
 		t.log(v.Log)
 	}
-	t.item("for", policyWords(policy, ""))
+	t.item("for", policyWords(v.advised(), ""))
 	for _, f := range e.Files {
 		t.item("file", f.Path+" ("+f.Where+")")
 	}
@@ -173,7 +166,7 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 		parts = append(parts, fmt.Sprintf("%d blind", p.Blind))
 	}
 	if p.Slow > 0 {
-		parts = append(parts, fmt.Sprintf("%d slow (up to %s)", p.Slow, spanText(p.Worst)))
+		parts = append(parts, fmt.Sprintf("%d slow (up to %s)", p.Slow, span(p.Worst)))
 	}
 	if p.Unknown > 0 {
 		parts = append(parts, fmt.Sprintf("%d with unknown settings", p.Unknown))
@@ -182,11 +175,11 @@ func (t *adviseWriter) program(v *advice, p *advise.Program) {
 	switch {
 	case p.Mend:
 	case p.Config != nil && p.Config.Asks && p.Enough(v.Policy):
-		line += fmt.Sprintf(": asks its peers itself, gone after %s", spanText(p.Config.Within))
+		line += fmt.Sprintf(": asks its peers itself, gone after %s", span(p.Config.Within))
 	case p.Unknown == p.Connections:
 		line += ": more is seen as root"
 	default:
-		line += fmt.Sprintf(": all given up within %s", spanText(p.Worst))
+		line += fmt.Sprintf(": all given up within %s", span(p.Worst))
 	}
 	fmt.Fprintln(t.w, line)
 	if p.Config != nil && p.Mend {
@@ -333,13 +326,6 @@ func attachCommand(v *advice, p *advise.Program) string {
 
 func policyArguments(p keepalive.Policy) string {
 	return fmt.Sprintf("--idle %ds --interval %ds --probes %d", int(p.Idle.Seconds()), int(p.Interval.Seconds()), p.Probes)
-}
-
-func plural(n int, one, more string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, more)
 }
 
 func (a *app) adviseList(list []advise.Software) error {

@@ -99,12 +99,10 @@ type attachedLine struct {
 }
 
 func newAttachedLine(w *bufio.Writer, a *engine.Attached) *attachedLine {
-	l := &attachedLine{
+	return &attachedLine{
 		encoder:      encoder{snap: a.Snapshot, procs: map[int32]jsonOwner{}},
-		jsonAttached: newJSONAttached(a), connections: []jsonConnection{}, out: json.NewEncoder(w),
+		jsonAttached: newJSONAttached(a), connections: []jsonConnection{}, out: newEncoder(w),
 	}
-	l.out.SetEscapeHTML(false)
-	return l
 }
 
 func (l *attachedLine) add(c *engine.Connection) error {

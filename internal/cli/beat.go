@@ -98,7 +98,7 @@ func (a *app) runBeat(ctx context.Context, flags beatFlags, words []string) erro
 		}
 		defer func() { _ = e.Close() }() // nothing is lost with it
 		if strings.HasPrefix(e.Name, "tcp:") && time.Duration(flags.deadline) < 2*time.Second {
-			return usage(fmt.Errorf("--deadline %s: want 2s or more with tcp, whose ping takes up to a second", spanText(time.Duration(flags.deadline))))
+			return usage(fmt.Errorf("--deadline %s: want 2s or more with tcp, whose ping takes up to a second", span(time.Duration(flags.deadline))))
 		}
 		endpoints = append(endpoints, e)
 	}

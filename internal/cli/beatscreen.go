@@ -132,7 +132,7 @@ func (l beatLine) rows(now time.Time, width int) []string {
 	if !l.since.IsZero() {
 		since = fmt.Sprintf("%ds", max(0, int(now.Sub(l.since).Seconds())))
 		if d := now.Sub(l.since).Truncate(time.Second); d >= 100*time.Second {
-			since = spanText(d)
+			since = span(d)
 		}
 	}
 	text := fmt.Sprintf("%-10s  %-7s  %-9s  %-10s  %s", l.word(), since, milliseconds(l.latency), atMost(l.p99), l.endpoint.Name)

@@ -2,10 +2,10 @@ package cli
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -81,7 +81,7 @@ func (v *beatView) show(line beatLine) {
 func (v *beatView) copy() []beatLine {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return append([]beatLine(nil), v.latest...)
+	return slices.Clone(v.latest)
 }
 
 // close leaves the table behind, and tells what could not be written.
@@ -120,9 +120,7 @@ func (v *beatView) json(line beatLine) {
 	} else if line.latency > 0 {
 		out.LatencyMS = new(float64(line.latency.Microseconds()) / 1000)
 	}
-	enc := json.NewEncoder(v.out)
-	enc.SetEscapeHTML(false)
-	v.wrote(enc.Encode(out)) // a reader that has gone shows by SIGPIPE
+	v.wrote(newEncoder(v.out).Encode(out)) // a reader that has gone shows by SIGPIPE
 }
 
 // print writes the whole table.

@@ -100,6 +100,8 @@ func appendSpan(b []byte, d time.Duration) []byte {
 	return two(s/86400, 'd', s%86400/3600, 'h')
 }
 
+func span(d time.Duration) string { return string(appendSpan(nil, d)) }
+
 // originCell says who chose the policy.
 func originCell(_ *table, b []byte, c *engine.Connection) []byte {
 	if c.Origin == engine.OriginUnknown {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -69,7 +68,7 @@ func (a *app) attachmentsTable(list []engine.Attachment) error {
 				fmt.Fprintf(w, "\t\t\t\t\t%s\t%s\n", ruleCell(r), match)
 				continue
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", l.ID, appendSpan(nil, max(0, time.Since(l.At))), l.Sockets, l.Ended, newCell(l), ruleCell(r), match)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", l.ID, span(max(0, time.Since(l.At))), l.Sockets, l.Ended, newCell(l), ruleCell(r), match)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -114,17 +113,17 @@ func ruleCell(r engine.AttachedRule) string {
 // policyCell shows a policy in the way of the column KEEPALIVE, with a dash for
 // what it leaves alone.
 func policyCell(p keepalive.Policy) string {
-	span := func(d time.Duration) string {
+	part := func(d time.Duration) string {
 		if d == 0 {
 			return "-"
 		}
-		return string(appendSpan(nil, d))
+		return span(d)
 	}
 	probes := "-"
 	if p.Probes > 0 {
 		probes = fmt.Sprint(p.Probes)
 	}
-	text := span(p.Idle) + "+" + probes + "×" + span(p.Interval)
+	text := part(p.Idle) + "+" + probes + "×" + part(p.Interval)
 	if p.UserTimeout > 0 {
 		text += ", ut " + span(p.UserTimeout)
 	}
@@ -159,9 +158,7 @@ func (a *app) attachmentsJSON(list []engine.Attachment) error {
 		}
 		out.Attachments = append(out.Attachments, j)
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return newEncoder(a.stdout).Encode(out)
 }
 
 func (a *app) detach() *cobra.Command {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -25,7 +24,7 @@ program are removed. What deadpeer can do without is marked so, and does not
 count as missing.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			e := engine.New(engine.Options{})
+			e := a.engine()
 			if clean {
 				if err := a.clean(cmd.Context(), e); err != nil {
 					return err
@@ -87,9 +86,7 @@ func (a *app) findings(list []engine.Finding, output string) error {
 			}
 			out.Findings = append(out.Findings, j)
 		}
-		enc := json.NewEncoder(a.stdout)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(out); err != nil {
+		if err := newEncoder(a.stdout).Encode(out); err != nil {
 			return err
 		}
 	case "table":

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -280,18 +279,18 @@ type jsonForecastPolicy struct {
 	UserTimeoutMS int64   `json:"user_timeout_ms"`
 }
 
+func newJSONForecastPolicy(p keepalive.Policy) jsonForecastPolicy {
+	return jsonForecastPolicy{p.Idle.Seconds(), p.Interval.Seconds(), p.Probes, max(0, p.UserTimeout.Milliseconds())}
+}
+
 func (a *app) forecastJSON(f forecast.Forecast, in forecast.Input) error {
 	out := struct {
 		Schema    int                `json:"schema"`
 		KeepAlive bool               `json:"keepalive"`
 		Policy    jsonForecastPolicy `json:"policy"`
 		forecast.Report
-	}{1, in.KeepAlive, jsonForecastPolicy{
-		in.Policy.Idle.Seconds(), in.Policy.Interval.Seconds(), in.Policy.Probes, max(0, in.Policy.UserTimeout.Milliseconds()),
-	}, f.Report()}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	}{1, in.KeepAlive, newJSONForecastPolicy(in.Policy), f.Report()}
+	return newEncoder(a.stdout).Encode(out)
 }
 
 // forecastTable draws the steps on a line of time, and says what ends it.

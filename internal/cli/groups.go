@@ -133,9 +133,7 @@ func (g *groups) endObject(keys []string, total *engine.Summary) error {
 		}
 		lines = append(lines, b)
 	}
-	out := json.NewEncoder(g.w)
-	out.SetEscapeHTML(false)
-	return out.Encode(struct {
+	return newEncoder(g.w).Encode(struct {
 		jsonHead
 		Groups  []json.RawMessage `json:"groups"`
 		Summary jsonSummary       `json:"summary"`

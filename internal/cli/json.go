@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"encoding/json"
+	"io"
 	"math"
 	"os"
 	"strconv"
@@ -15,6 +16,12 @@ import (
 
 // The JSON contract. 64-bit numbers are strings, what is not known is null,
 // and every time ends in its unit.
+
+func newEncoder(w io.Writer) *json.Encoder {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false) // it goes to no browser
+	return e
+}
 
 type jsonConnection struct {
 	Netns     string        `json:"netns"`
@@ -213,9 +220,7 @@ type jsonLines struct {
 }
 
 func newJSONLines(w *bufio.Writer, snap *engine.Snapshot) *jsonLines {
-	j := &jsonLines{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, out: json.NewEncoder(w)}
-	j.out.SetEscapeHTML(false)
-	return j
+	return &jsonLines{encoder: encoder{snap: snap, procs: map[int32]jsonOwner{}}, out: newEncoder(w)}
 }
 
 func (j *jsonLines) add(c *engine.Connection) error { return j.out.Encode(j.connection(c)) }
@@ -268,10 +273,7 @@ type jsonHead struct {
 }
 
 func newJSONHead(takenAt time.Time) jsonHead {
-	host, err := os.Hostname()
-	if err != nil {
-		host = ""
-	}
+	host, _ := os.Hostname() // without one there is none to tell
 	return jsonHead{1, host, takenAt.Format(time.RFC3339Nano)}
 }
 

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -74,7 +73,5 @@ func (a *app) profileJSON() error {
 		}
 		out.Profiles = append(out.Profiles, j)
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return newEncoder(a.stdout).Encode(out)
 }

@@ -207,11 +207,13 @@ func (a *app) runRelease(ctx context.Context, req engine.Request, yes bool) erro
 	return nil
 }
 
-func count(n int, what string) string {
+func count(n int, what string) string { return plural(n, what, what+"s") }
+
+func plural(n int, one, more string) string {
 	if n == 1 {
-		return "1 " + what
+		return "1 " + one
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%d %s", n, more)
 }
 
 // stream shows connections while they are being listed. It changes nothing:

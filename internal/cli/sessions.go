@@ -2,7 +2,7 @@ package cli
 
 import (
 	"bufio"
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -109,11 +109,11 @@ func sessionsTable(w *bufio.Writer, limit int, snap *engine.Snapshot, wide bool)
 			transaction = span(s.Transaction)
 		}
 		line := []string{
-			sessionName(s), string(s.State), transaction, dash(strings.Join(s.Locks, ", ")), blocksOf(s), heard, falls,
-			dash(s.User), shown(s.Database, wide), shown(s.Program, wide), peerOf(s), state,
+			sessionName(s), string(s.State), transaction, cmp.Or(strings.Join(s.Locks, ", "), "-"), blocksOf(s), heard, falls,
+			cmp.Or(s.User, "-"), shown(s.Database, wide), shown(s.Program, wide), peerOf(s), state,
 		}
 		if wide {
-			line = append(line, cookie, dash(s.Statement))
+			line = append(line, cookie, cmp.Or(s.Statement, "-"))
 		}
 		lines = append(lines, line)
 	}
@@ -149,22 +149,15 @@ func sessionColumns() []column {
 	}
 	return []column{
 		{"SESSION", name, false},
-		{"USER", of(func(s *session.Session) string { return dash(s.User) }), false},
+		{"USER", of(func(s *session.Session) string { return cmp.Or(s.User, "-") }), false},
 		{"DATABASE", of(func(s *session.Session) string { return shown(s.Database, false) }), false},
 		{"TRANSACTION", of(transactionOf), false},
-		{"LOCKS", of(func(s *session.Session) string { return dash(strings.Join(s.Locks, ", ")) }), false},
+		{"LOCKS", of(func(s *session.Session) string { return cmp.Or(strings.Join(s.Locks, ", "), "-") }), false},
 		{"BLOCKS", of(blocksOf), false},
 	}
 }
 
 func sessionName(s *session.Session) string { return string(s.Engine) + " " + s.ID }
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
 
 // shown leaves the folders out of a path, of a database or a program, but not
 // from a wide table.
@@ -172,10 +165,8 @@ func shown(name string, wide bool) string {
 	if !wide {
 		name = name[strings.LastIndexAny(name, `/\`)+1:]
 	}
-	return dash(name)
+	return cmp.Or(name, "-")
 }
-
-func span(d time.Duration) string { return string(appendSpan(nil, d)) }
 
 func peerOf(s *session.Session) string {
 	switch {
@@ -263,15 +254,11 @@ type jsonTie struct {
 // sessionsJSON writes one session a line, or all of them in one object.
 func sessionsJSON(w *bufio.Writer, snap *engine.Snapshot, lines bool) error {
 	e := encoder{snap: snap, procs: map[int32]jsonOwner{}}
-	out := json.NewEncoder(w)
-	out.SetEscapeHTML(false)
+	out := newEncoder(w)
 	all := struct {
-		Schema   int       `json:"schema"`
-		Host     string    `json:"host"`
-		TakenAt  string    `json:"taken_at"`
+		jsonHead
 		Sessions []jsonTie `json:"sessions"`
-	}{Schema: 1, TakenAt: snap.TakenAt.Format(time.RFC3339Nano), Sessions: []jsonTie{}}
-	all.Host, _ = os.Hostname() // without one there is none to tell
+	}{newJSONHead(snap.TakenAt), []jsonTie{}}
 	for t, c := range snap.Sessions() {
 		j := jsonTie{Session: sessionOf(t.Session, t.Client), Source: t.Source.String()}
 		if t.Leg != "" {

@@ -171,14 +171,7 @@ func (a *app) sayPlan(o survey.Options, plan survey.Plan, target string) {
 	}
 	a.say("%s", name)
 	a.say("at most %s of up to %s; each takes the answer, up to %s more, and %s for asking: %s if it is never forgotten, %s at the very most, unless the path loses a lot",
-		passes(plan.Passes), count(o.Connections, "connection"), about(plan.Rung), about(plan.Asking), about(o.Max), about(plan.Bound(o.Max)))
-}
-
-func passes(n int) string {
-	if n == 1 {
-		return "1 pass"
-	}
-	return fmt.Sprintf("%d passes", n)
+		plural(plan.Passes, "pass", "passes"), count(o.Connections, "connection"), about(plan.Rung), about(plan.Asking), about(o.Max), about(plan.Bound(o.Max)))
 }
 
 // surveyProgress says on stderr how far a survey is: a line for each pass, and

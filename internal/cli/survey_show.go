@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"net/netip"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -128,21 +126,14 @@ func (a *app) surveyJSON(f surveyFound) error {
 	if n, ok := f.Nearest(); ok {
 		j.Profile = &n.Name
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
+	enc := newEncoder(a.stdout)
 	if a.common.output == "jsonl" {
 		return enc.Encode(j)
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = ""
-	}
 	return enc.Encode(struct {
-		Schema  int          `json:"schema"`
-		Host    string       `json:"host"`
-		TakenAt string       `json:"taken_at"`
+		jsonHead
 		Surveys []jsonSurvey `json:"surveys"`
-	}{1, host, time.Now().Format(time.RFC3339Nano), []jsonSurvey{j}})
+	}{newJSONHead(time.Now()), []jsonSurvey{j}})
 }
 
 // millis is a time in seconds, to the millisecond.

@@ -145,7 +145,7 @@ func (a *app) traceLive(ctx context.Context, req engine.TraceRequest, lasts time
 			time.AfterFunc(lasts, stop)
 		}
 	}
-	stats, err := engine.New(engine.Options{}).Trace(ctx, req, out.event)
+	stats, err := a.engine().Trace(ctx, req, out.event)
 	err = errors.Join(err, out.end())
 	if req.Save != nil {
 		err = errors.Join(err, req.Save.Flush())
@@ -338,16 +338,13 @@ func (j *traceJSON) event(t *engine.Traced) error {
 		line.Of = &t.Of
 	}
 	if t.RTT > 0 {
-		us := t.RTT.Microseconds()
-		line.RTTUS = &us
+		line.RTTUS = new(t.RTT.Microseconds())
 	}
 	if !t.GivesUp.IsZero() {
-		in := t.GivesUp.Sub(t.Time).Round(time.Millisecond).Seconds()
-		line.GivesUpInS = &in
+		line.GivesUpInS = new(t.GivesUp.Sub(t.Time).Round(time.Millisecond).Seconds())
 	}
 	if t.Socket != nil {
-		ns, cookie := fmt.Sprint(t.Socket.ID.NetNS), fmt.Sprint(t.Socket.ID.Cookie)
-		line.Netns, line.Cookie = &ns, &cookie
+		line.Netns, line.Cookie = new(fmt.Sprint(t.Socket.ID.NetNS)), new(fmt.Sprint(t.Socket.ID.Cookie))
 	}
 	return j.enc.Encode(line)
 }

@@ -48,7 +48,7 @@ It changes nothing and needs no privilege but to read those files; without it th
 values in force are shown, with exit code 3.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			state, err := engine.New(engine.Options{}).Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
+			state, err := a.engine().Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
 			if err != nil {
 				return err
 			}
@@ -159,14 +159,14 @@ func policyOfHost(state engine.Tuning, value func(engine.TuneSetting) int64) kee
 func meaning(state engine.Tuning, value func(engine.TuneSetting) int64) (lines []string) {
 	p := policyOfHost(state, value)
 	lines = append(lines, "A peer that vanishes is given up, where programs leave it to the host,",
-		fmt.Sprintf("  idle, keepalive on   %s after its last segment", spanText(forecast.DetectionTime(p))))
+		fmt.Sprintf("  idle, keepalive on   %s after its last segment", span(forecast.DetectionTime(p))))
 	if d := inFlight(state, value); d > 0 {
-		lines = append(lines, fmt.Sprintf("  with data in flight  %s after the write (round trip 0.1 ms)", spanText(d)))
+		lines = append(lines, fmt.Sprintf("  with data in flight  %s after the write (round trip 0.1 ms)", span(d)))
 	}
 	if syn, ok := state.Part(engine.TuneSYNRetries); ok {
 		f, err := forecast.For(forecast.SituationSynSent, forecast.Input{HZ: jiffies.HZ(), SYNRetries: int(value(syn))})
 		if err == nil {
-			lines = append(lines, fmt.Sprintf("  while connecting     %s after the first SYN", spanText(f.Earliest)))
+			lines = append(lines, fmt.Sprintf("  while connecting     %s after the first SYN", span(f.Earliest)))
 		}
 	}
 	return lines

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"time"
 
 	"deadpeer/forecast"
@@ -55,9 +54,7 @@ func (a *app) tuneJSON(state engine.Tuning) error {
 		}
 		out.Parameters = append(out.Parameters, j)
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return newEncoder(a.stdout).Encode(out)
 }
 
 func persistedJSON(p *engine.TunePersisted) *jsonPersisted {

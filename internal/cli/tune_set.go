@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -62,7 +61,7 @@ in force are set. On Windows a reboot is needed.`,
 }
 
 func (a *app) runTuneSet(ctx context.Context, r engine.TuneRequest) error {
-	e := engine.New(engine.Options{})
+	e := a.engine()
 	before, err := e.Tuning(ctx, r)
 	if err != nil {
 		return err
@@ -115,11 +114,11 @@ func (a *app) showTuned(before engine.Tuning, done engine.Tuned, r engine.TuneRe
 	was := forecast.DetectionTime(policyOfHost(before, engine.TuneSetting.Now))
 	is := forecast.DetectionTime(policyOfHost(before, after))
 	if was != is {
-		fmt.Fprintf(a.stdout, "an idle peer that vanishes is given up after %s → %s\n", spanText(was), spanText(is))
+		fmt.Fprintf(a.stdout, "an idle peer that vanishes is given up after %s → %s\n", span(was), span(is))
 	}
 	was, is = inFlight(before, engine.TuneSetting.Now), inFlight(before, after)
 	if was != is {
-		fmt.Fprintf(a.stdout, "a peer that vanishes with data in flight is given up after %s → %s\n", spanText(was), spanText(is))
+		fmt.Fprintf(a.stdout, "a peer that vanishes with data in flight is given up after %s → %s\n", span(was), span(is))
 	}
 	a.showExisting(done.Existing, r)
 	if dry {
@@ -208,7 +207,7 @@ and the file for the next boot byte for byte. What somebody else has set since
 is left alone and told, with exit code 3. Connections keep the timers they have.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			u, err := engine.New(engine.Options{}).Untune(cmd.Context(), r)
+			u, err := a.engine().Untune(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -288,7 +287,7 @@ or, where none is given, with the system's own defaults. It lists what differs.`
 			if err != nil {
 				return usage(err)
 			}
-			state, err := engine.New(engine.Options{}).Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
+			state, err := a.engine().Tuning(cmd.Context(), engine.TuneRequest{Netns: netns})
 			if err != nil {
 				return err
 			}
@@ -334,9 +333,7 @@ func (a *app) showDiff(state engine.Tuning, values map[engine.TunePart]int64, ou
 			Schema int            `json:"schema"`
 			Differ []jsonTuneDiff `json:"differ"`
 		}{1, append([]jsonTuneDiff{}, list...)}
-		enc := json.NewEncoder(a.stdout)
-		enc.SetEscapeHTML(false)
-		return enc.Encode(out)
+		return newEncoder(a.stdout).Encode(out)
 	}
 	if len(list) == 0 {
 		a.say("nothing differs")

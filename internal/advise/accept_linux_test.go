@@ -1,6 +1,7 @@
 package advise
 
 import (
+	"fmt"
 	"go/parser"
 	"os"
 	"os/exec"
@@ -134,11 +135,11 @@ func TestSoftwareAccepts(t *testing.T) {
 			// sshd wants a folder that its service makes.
 			cmd := exec.Command("sh", "-c", `mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec "$@"`, "sh", program(t, "sshd"), "-T", "-f", conf)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-			return output(t, cmd), []string{"clientaliveinterval " + strconv.FormatInt(figures{p}.ThirdDetection(), 10) + "\n", "clientalivecountmax 3\n"}
+			return output(t, cmd), []string{"clientaliveinterval " + fmt.Sprint(figures(p)[".ThirdDetection"]) + "\n", "clientalivecountmax 3\n"}
 		}},
 		{"openssh-client", func(t *testing.T, dir string, a Advice, p keepalive.Policy) (string, []string) {
 			out := output(t, exec.Command(program(t, "ssh"), "-G", "-F", write(t, dir+"/config", a.Example), "host"))
-			return out, []string{"serveraliveinterval " + strconv.FormatInt(figures{p}.ThirdDetection(), 10) + "\n", "serveralivecountmax 3\n"}
+			return out, []string{"serveraliveinterval " + fmt.Sprint(figures(p)[".ThirdDetection"]) + "\n", "serveralivecountmax 3\n"}
 		}},
 		{"postgresql", func(t *testing.T, dir string, a Advice, p keepalive.Policy) (string, []string) {
 			conf := write(t, dir+"/postgresql.conf", a.Example)
@@ -148,7 +149,7 @@ func TestSoftwareAccepts(t *testing.T) {
 			}
 			return said.String(), []string{
 				"idle=" + seconds(p.Idle), "interval=" + seconds(p.Interval), "count=" + strconv.Itoa(p.Probes) + "\n",
-				"tcp_user_timeout=" + strconv.FormatInt(figures{p}.UserTimeoutMS(), 10) + "\n", "check_interval=10000\n",
+				"tcp_user_timeout=" + fmt.Sprint(figures(p)[".UserTimeoutMS"]) + "\n", "check_interval=10000\n",
 			}
 		}},
 		{"mariadb", func(t *testing.T, dir string, a Advice, p keepalive.Policy) (string, []string) {

@@ -16,11 +16,11 @@ const (
 	leastProbes   = 5
 )
 
-// FewErrors and ManyErrors a day part quiet logs from busy ones. The article
+// fewErrors and manyErrors, a day, part quiet logs from busy ones. The article
 // gives the direction and the least values; these two numbers are ours.
 const (
-	FewErrors  = 1
-	ManyErrors = 10
+	fewErrors  = 1
+	manyErrors = 10
 )
 
 // LogAdvice is the policy that a log calls for.
@@ -60,14 +60,14 @@ func (l *LogSummary) Advise(longest time.Duration) LogAdvice {
 	a := LogAdvice{PerDay: float64(total) / days}
 	p := keepalive.Policy{Idle: 15 * time.Minute, Interval: leastInterval, Probes: leastProbes, UserTimeout: -1}
 	switch {
-	case a.PerDay >= ManyErrors:
+	case a.PerDay >= manyErrors:
 		p.Idle, p.Interval, p.Probes = leastIdle, 15*time.Second, 7
-		a.Reasons = append(a.Reasons, fmt.Sprintf("%.3g broken connections a day (%d or more): idle as short as sensible, and more probes for bad lines", a.PerDay, ManyErrors))
-	case a.PerDay >= FewErrors:
+		a.Reasons = append(a.Reasons, fmt.Sprintf("%.3g broken connections a day (%d or more): idle as short as sensible, and more probes for bad lines", a.PerDay, manyErrors))
+	case a.PerDay >= fewErrors:
 		p.Idle = 5 * time.Minute
-		a.Reasons = append(a.Reasons, fmt.Sprintf("%.3g broken connections a day (%d to %d): a short idle time", a.PerDay, FewErrors, ManyErrors))
+		a.Reasons = append(a.Reasons, fmt.Sprintf("%.3g broken connections a day (%d to %d): a short idle time", a.PerDay, fewErrors, manyErrors))
 	default:
-		a.Reasons = append(a.Reasons, fmt.Sprintf("%.2g broken connections a day (fewer than %d): no hurry", a.PerDay, FewErrors))
+		a.Reasons = append(a.Reasons, fmt.Sprintf("%.2g broken connections a day (fewer than %d): no hurry", a.PerDay, fewErrors))
 	}
 	const most = 32767 * time.Second // TCP_KEEPIDLE, tcp(7)
 	switch longest = min(longest, most); {

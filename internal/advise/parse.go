@@ -117,7 +117,7 @@ func unquote(s string) string {
 	return s
 }
 
-// units of spans, in the languages of all these files.
+// unitOf knows the units of times in the languages of all these files.
 func unitOf(name string) (time.Duration, bool) {
 	switch strings.ToLower(name) {
 	case "us":

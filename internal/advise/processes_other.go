@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// processes knows of none here: Scan is for Linux only.
+// processes knows of none here: connections are listed on Linux only.
 type processes struct{}
 
 func newProcesses(Options) *processes { return &processes{} }

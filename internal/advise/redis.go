@@ -14,12 +14,10 @@ import (
 // the port that the title does.
 func (r *reading) redis() {
 	port := ""
-	if len(r.args) > 0 {
-		for word := range strings.FieldsSeq(strings.Join(r.args, " ")) {
-			if i := strings.LastIndexByte(word, ':'); i >= 0 {
-				if _, err := strconv.ParseUint(word[i+1:], 10, 16); err == nil {
-					port = word[i+1:]
-				}
+	for word := range strings.FieldsSeq(strings.Join(r.args, " ")) {
+		if i := strings.LastIndexByte(word, ':'); i >= 0 {
+			if _, err := strconv.ParseUint(word[i+1:], 10, 16); err == nil {
+				port = word[i+1:]
 			}
 		}
 	}

@@ -29,11 +29,11 @@ func (s Software) Render(p keepalive.Policy) (Advice, error) {
 	}
 	var a Advice
 	var err error
-	if a.Example, err = fill(s.Example, figures{p}); err != nil {
+	if a.Example, err = fill(s.Example, figures(p)); err != nil {
 		return Advice{}, fmt.Errorf("render %s: %w", s.ID, err)
 	}
 	for _, line := range s.Apply {
-		line, err := fill(line, figures{p})
+		line, err := fill(line, figures(p))
 		if err != nil {
 			return Advice{}, fmt.Errorf("render %s: %w", s.ID, err)
 		}
@@ -42,11 +42,11 @@ func (s Software) Render(p keepalive.Policy) (Advice, error) {
 	return a, nil
 }
 
-// fill puts figures in for {{.Name}}, and leaves out what stands between {{if
+// fill puts values in for {{.Name}}, and leaves out what stands between {{if
 // .UserTimeoutMS}} and {{end}} when there is none; with {{- a line feed before
 // it goes, too. text/template can do that, but it calls methods by name, for
 // which the linker would keep every method of every package in the program.
-func fill(text string, f figures) (string, error) {
+func fill(text string, values map[string]any) (string, error) {
 	text = strings.ReplaceAll(text, "\n{{- ", "{{")
 	for {
 		before, rest, found := strings.Cut(text, "{{if .UserTimeoutMS}}")
@@ -57,12 +57,11 @@ func fill(text string, f figures) (string, error) {
 		if !ended {
 			return "", errors.New("{{if}} without {{end}}")
 		}
-		if f.UserTimeoutMS() == 0 {
+		if values[".UserTimeoutMS"] == int64(0) {
 			part = ""
 		}
 		text = before + part + after
 	}
-	named := f.named()
 	var b strings.Builder
 	for {
 		before, rest, found := strings.Cut(text, "{{")
@@ -71,76 +70,35 @@ func fill(text string, f figures) (string, error) {
 			return b.String(), nil
 		}
 		name, after, ended := strings.Cut(rest, "}}")
-		figure, known := named[name]
+		value, known := values[name]
 		if !ended || !known {
 			return "", fmt.Errorf("no figure {{%s}}", name)
 		}
-		fmt.Fprint(&b, figure)
+		fmt.Fprint(&b, value)
 		text = after
 	}
 }
 
-// figures are what templates may use.
-type figures struct{ policy keepalive.Policy }
-
-func (f figures) named() map[string]any {
+// figures are what templates may use. Times are in seconds unless the name says
+// otherwise.
+func figures(p keepalive.Policy) map[string]any {
+	idle, interval, probes := up(p.Idle, time.Second), up(p.Interval, time.Second), int64(p.Probes)
+	userTimeout := max(0, up(p.UserTimeout, time.Millisecond)) // 0 when there is none to set
+	detection := int64(forecast.DetectionTime(p) / time.Second)
+	hostFlags := fmt.Sprintf("--idle %ds --interval %ds --probes %d", idle, interval, probes)
+	flags := hostFlags
+	if userTimeout > 0 {
+		flags += fmt.Sprintf(" --user-timeout %dms", userTimeout)
+	}
 	return map[string]any{
-		".Idle": f.Idle(), ".IdleMS": f.IdleMS(), ".IdleMinutes": f.IdleMinutes(), ".Interval": f.Interval(),
-		".Probes": f.Probes(), ".ProbingMS": f.ProbingMS(), ".UserTimeoutMS": f.UserTimeoutMS(),
-		".HalfDetection": f.HalfDetection(), ".ThirdDetection": f.ThirdDetection(), ".Heartbeat": f.Heartbeat(),
-		".HostFlags": f.HostFlags(), ".Flags": f.Flags(),
+		".Idle": idle, ".IdleMS": 1000 * idle, ".IdleMinutes": up(p.Idle, time.Minute), ".Interval": interval, ".Probes": probes,
+		".ProbingMS": 1000 * interval * probes, ".UserTimeoutMS": userTimeout,
+		".HalfDetection":  max(1, detection/2),             // for Redis, which gives up after twice its one number
+		".ThirdDetection": max(1, detection/3),             // for OpenSSH, which gives up after three unanswered questions
+		".Heartbeat":      min(max(5, detection), 1<<16-1), // AMQP has 16 bits for it, and RabbitMQ takes 5 s and more for safe
+		".HostFlags":      hostFlags,                       // for deadpeer tune, which has no user timeout
+		".Flags":          flags,                           // for deadpeer attach
 	}
-}
-
-// Idle is in seconds.
-func (f figures) Idle() int64 { return up(f.policy.Idle, time.Second) }
-
-// IdleMS is in milliseconds.
-func (f figures) IdleMS() int64 { return 1000 * f.Idle() }
-
-// IdleMinutes is in minutes.
-func (f figures) IdleMinutes() int64 { return up(f.policy.Idle, time.Minute) }
-
-// Interval is in seconds.
-func (f figures) Interval() int64 { return up(f.policy.Interval, time.Second) }
-
-// Probes is their count.
-func (f figures) Probes() int { return f.policy.Probes }
-
-// ProbingMS is how long probing goes on, in milliseconds.
-func (f figures) ProbingMS() int64 { return 1000 * f.Interval() * int64(f.policy.Probes) }
-
-// UserTimeoutMS is in milliseconds, 0 when there is none to set.
-func (f figures) UserTimeoutMS() int64 { return max(0, up(f.policy.UserTimeout, time.Millisecond)) }
-
-// HalfDetection is half the detection time in seconds, rounded down: for
-// Redis, which gives up after twice its one number.
-func (f figures) HalfDetection() int64 { return max(1, f.detection()/2) }
-
-// ThirdDetection is a third of it: for OpenSSH, which gives up after three
-// unanswered questions.
-func (f figures) ThirdDetection() int64 { return max(1, f.detection()/3) }
-
-// Heartbeat is the detection time in seconds within what AMQP can say (a
-// 16-bit number) and RabbitMQ takes for safe (5 s and more).
-func (f figures) Heartbeat() int64 { return min(max(5, f.detection()), 65535) }
-
-// HostFlags give the policy to deadpeer tune, which has no user timeout.
-func (f figures) HostFlags() string {
-	return fmt.Sprintf("--idle %ds --interval %ds --probes %d", f.Idle(), f.Interval(), f.policy.Probes)
-}
-
-// Flags give the policy to deadpeer attach.
-func (f figures) Flags() string {
-	flags := f.HostFlags()
-	if ms := f.UserTimeoutMS(); ms > 0 {
-		flags += fmt.Sprintf(" --user-timeout %dms", ms)
-	}
-	return flags
-}
-
-func (f figures) detection() int64 {
-	return int64(forecast.DetectionTime(f.policy) / time.Second)
 }
 
 // up rounds up to whole units.

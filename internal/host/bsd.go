@@ -78,7 +78,7 @@ func (b *bsd) boot(file *content) (bootView, error) {
 			f.content, f.masked = file.bytes, file.absent
 		} else {
 			var err error
-			f.content, err = readLimited(filepath.Join(b.root, name), maxConf)
+			f.content, err = readLimited(filepath.Join(b.root, name))
 			if f.masked = errors.Is(err, fs.ErrNotExist); err != nil && !f.masked {
 				return view, err
 			}

@@ -10,11 +10,12 @@ import (
 )
 
 // replace gives a file new content at once: a reader sees the old or the new,
-// and after a loss of power there is one of them. temp is in the same folder.
-// between is called when all of temp is on disk; nil for nothing.
-func replace(path, temp string, content []byte, mode fs.FileMode, between func(f *os.File) error) (err error) {
+// and after a loss of power there is one of them. between is called with the
+// new file before it has its name; nil for nothing.
+func replace(path string, content []byte, mode fs.FileMode, between func(f *os.File) error) (err error) {
+	temp := tempOf(path)
 	// What a killed process left is not opened: it may be a link by now.
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(temp); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
@@ -45,17 +46,20 @@ func replace(path, temp string, content []byte, mode fs.FileMode, between func(f
 	return syncFolder(filepath.Dir(path))
 }
 
-// readLimited reads a regular file of at most limit bytes.
-func readLimited(path string, limit int64) ([]byte, error) {
+// maxFile bounds the files that are read, in bytes.
+const maxFile = 1 << 20
+
+// readLimited reads a regular file of at most maxFile bytes.
+func readLimited(path string) ([]byte, error) {
 	f, err := openRead(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	return readAll(f, limit)
+	return readAll(f)
 }
 
-func readAll(f *os.File, limit int64) ([]byte, error) {
+func readAll(f *os.File) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -63,9 +67,9 @@ func readAll(f *os.File, limit int64) ([]byte, error) {
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: not a regular file", f.Name())
 	}
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s: larger than %d bytes", f.Name(), limit)
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = fmt.Errorf("%s: larger than %d bytes", f.Name(), maxFile)
 	}
 	return b, err
 }
@@ -91,7 +95,7 @@ func stateOf(root, path string) (*fileState, error) {
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is a %s: remove it, or set its target by hand", path, kindOf(st.Mode()))
 	}
-	if s.Content, err = readLimited(full, maxConf); err != nil {
+	if s.Content, err = readLimited(full); err != nil {
 		return nil, err
 	}
 	s.Exists, s.Mode = true, uint32(st.Mode().Perm())
@@ -109,18 +113,15 @@ func kindOf(m fs.FileMode) string {
 	return "special file"
 }
 
-// maxConf bounds a configuration file that is read.
-const maxConf = 1 << 20
-
 // putFile makes the file what the state says. written is called when all of it
 // is on disk under another name.
 func putFile(root string, s *fileState, written func()) error {
 	full := filepath.Join(root, s.Path)
-	if err := os.Remove(tempOf(full)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(tempOf(full)); err != nil {
 		return err
 	}
 	if !s.Exists {
-		if err := os.Remove(full); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(full); err != nil {
 			return err
 		}
 		if s.NoFolder { // one that has got other files stays
@@ -138,7 +139,7 @@ func putFile(root string, s *fileState, written func()) error {
 			return err
 		}
 	}
-	return replace(full, tempOf(full), s.Content, fs.FileMode(s.Mode), func(f *os.File) error {
+	return replace(full, s.Content, fs.FileMode(s.Mode), func(f *os.File) error {
 		err := giveTo(f, s.UID, s.GID)
 		if err == nil && written != nil {
 			err = f.Sync()
@@ -147,6 +148,9 @@ func putFile(root string, s *fileState, written func()) error {
 		return err
 	})
 }
+
+// remove removes a file that may be gone already.
+func remove(path string) error { return ignoreMissing(os.Remove(path)) }
 
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {

@@ -187,5 +187,3 @@ func (h *Host) step(s Step) {
 		h.options.Step(s)
 	}
 }
-
-var errNothing = errors.New("nothing to set: give a policy")

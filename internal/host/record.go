@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -84,9 +83,6 @@ func (r *record) remember(before snapshot, values []wanted, file []byte) {
 	r.Before = &before
 }
 
-// maxRecord bounds a journal that is read.
-const maxRecord = 1 << 20
-
 // parseRecord reads a journal and returns an error for one that no Set of this
 // version writes: a name that is not one of the parameters, another file.
 func parseRecord(b []byte, parameters []Parameter, path string) (*record, error) {
@@ -130,7 +126,7 @@ func (r *record) store(path string) error {
 	if err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
-	if err := replace(path, path+".new", append(b, '\n'), 0o600, nil); err != nil {
+	if err := replace(path, append(b, '\n'), 0o600, nil); err != nil {
 		return fmt.Errorf("write journal: %w", denied(err))
 	}
 	return nil
@@ -138,7 +134,7 @@ func (r *record) store(path string) error {
 
 // load reads the journal; nil when there is none.
 func (h *Host) load() (*record, error) {
-	b, err := readLimited(h.journal(), maxRecord)
+	b, err := readLimited(h.journal())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -157,7 +153,7 @@ func (h *Host) load() (*record, error) {
 
 // forget removes the journal, for good when it returns.
 func (h *Host) forget() error {
-	if err := os.Remove(h.journal()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := remove(h.journal()); err != nil {
 		return fmt.Errorf("remove journal: %w", err)
 	}
 	return syncFolder(filepath.Dir(h.journal()))

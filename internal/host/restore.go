@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,7 +183,7 @@ func (h *Host) undo(rec *record, to snapshot) Undone {
 		h.step(StepPutBack)
 	} else if to.File != nil { // one that is not complete
 		temp := tempOf(filepath.Join(h.options.Root, to.File.Path))
-		if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(temp); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", temp, denied(err)))
 		}
 		if to.File.NoFolder {
@@ -284,7 +283,7 @@ func (h *Host) compareFile(rec *record, to *fileState, u *Undone) (*content, err
 		u.Left = append(u.Left, to.Path+" is not as deadpeer wrote it: left alone")
 		return nil, nil
 	}
-	u.File = &FileChange{Path: to.Path, Exists: now.Exists, Before: now.Content, After: to.Content, state: to}
+	u.File = &FileChange{Path: to.Path, Before: now.Content, After: to.Content, state: to}
 	return &content{bytes: to.Content, absent: !to.Exists}, nil
 }
 

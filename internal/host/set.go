@@ -50,7 +50,6 @@ func (l LiveChange) Unset() bool { return l.before == nil }
 // FileChange is the content of the file for the next boot.
 type FileChange struct {
 	Path   string
-	Exists bool // it is there now
 	Before []byte
 	After  []byte
 	state  *fileState
@@ -87,7 +86,7 @@ func (h *Host) Plan(c Change) (Plan, error) {
 }
 
 func (h *Host) plan(c Change) (plan Plan, err error) {
-	values, plan, err := h.choose(c)
+	plan, err = h.choose(c)
 	if err != nil {
 		return plan, err
 	}
@@ -112,7 +111,7 @@ func (h *Host) plan(c Change) (plan Plan, err error) {
 			plan.Lost = append(plan.Lost, Loss{Parameter: l.Parameter, Wanted: l.To, Why: why})
 		}
 	default:
-		if err := h.planFile(&plan, path, values); err != nil {
+		if err := h.planFile(&plan, path); err != nil {
 			return plan, err
 		}
 	}
@@ -138,10 +137,10 @@ func (h *Host) mayAct(plan Plan) error {
 }
 
 // choose finds the parameters of what is wanted and holds it to their ranges.
-func (h *Host) choose(c Change) (values []wanted, plan Plan, err error) {
+func (h *Host) choose(c Change) (plan Plan, err error) {
 	plan.Reboot = !h.sys.told()
 	if c.LiveOnly && plan.Reboot {
-		return nil, plan, fmt.Errorf("change what is in force without a reboot: %w here", errors.ErrUnsupported)
+		return plan, fmt.Errorf("change what is in force without a reboot: %w here", errors.ErrUnsupported)
 	}
 	left := map[Part]bool{}
 	for part := range c.Values {
@@ -154,10 +153,9 @@ func (h *Host) choose(c Change) (values []wanted, plan Plan, err error) {
 		}
 		v = p.InUnit(v)
 		if v < p.Least || v > p.Most {
-			return nil, plan, &RangeError{p, v}
+			return plan, &RangeError{p, v}
 		}
 		delete(left, p.Part)
-		values = append(values, wanted{p.Name, strconv.FormatInt(v, 10)})
 		plan.Live = append(plan.Live, LiveChange{Parameter: p, To: v})
 	}
 	for part := range left {
@@ -165,21 +163,21 @@ func (h *Host) choose(c Change) (values []wanted, plan Plan, err error) {
 	}
 	slices.Sort(plan.Without)
 	switch {
-	case len(values) > 0:
-		return values, plan, nil
+	case len(plan.Live) > 0:
+		return plan, nil
 	case len(left) > 0:
-		return nil, plan, fmt.Errorf("set %v: %w: this system has no parameter for it", plan.Without, errors.ErrUnsupported)
+		return plan, fmt.Errorf("set %v: %w: this system has no parameter for it", plan.Without, errors.ErrUnsupported)
 	}
-	return nil, plan, errNothing
+	return plan, errors.New("nothing to set: give a policy")
 }
 
-func (h *Host) planFile(plan *Plan, path string, values []wanted) error {
+func (h *Host) planFile(plan *Plan, path string) error {
 	state, err := stateOf(h.options.Root, path)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", path, err)
 	}
-	after := editConf(state.Content, values)
-	plan.File = &FileChange{Path: path, Exists: state.Exists, Before: state.Content, After: after, state: state}
+	after := editConf(state.Content, plan.values())
+	plan.File = &FileChange{Path: path, Before: state.Content, After: after, state: state}
 	view, err := h.sys.boot(&content{bytes: after})
 	if err != nil {
 		return err
@@ -196,6 +194,15 @@ func (h *Host) planFile(plan *Plan, path string, values []wanted) error {
 		}
 	}
 	return nil
+}
+
+// values are what the plan writes.
+func (p Plan) values() []wanted {
+	list := make([]wanted, len(p.Live))
+	for i, l := range p.Live {
+		list[i] = wanted{l.Name, strconv.FormatInt(l.To, 10)}
+	}
+	return list
 }
 
 // loses holds what a reader comes to against what is wanted.
@@ -281,21 +288,19 @@ func (r *record) edited(now *fileState) bool {
 func (h *Host) carryOut(plan Plan, rec *record) (err error) {
 	first := len(rec.Wrote) == 0
 	before := snapshot{Live: map[string]*string{}}
-	var values []wanted
 	var after []byte
 	for _, l := range plan.Live {
 		before.Live[l.Name] = l.before
-		values = append(values, wanted{l.Name, strconv.FormatInt(l.To, 10)})
 	}
 	if f := plan.File; f != nil {
 		before.File, after = f.state, f.After
 	}
-	rec.remember(before, values, after)
+	rec.remember(before, plan.values(), after)
 	if err := rec.store(h.journal()); err != nil {
 		return err
 	}
 	h.step(StepJournalled)
-	if err := h.write(plan, values); err != nil {
+	if err := h.write(plan); err != nil {
 		undone := h.undo(rec, before)
 		if undone.Err == nil {
 			undone.Err = h.settle(rec, first)
@@ -322,8 +327,8 @@ func (h *Host) settle(rec *record, forget bool) error {
 	return rec.store(h.journal())
 }
 
-func (h *Host) write(plan Plan, values []wanted) error {
-	for i, w := range values {
+func (h *Host) write(plan Plan) error {
+	for i, w := range plan.values() {
 		if err := h.sys.set(w.name, w.value); err != nil {
 			return fmt.Errorf("set %s: %w", w.name, err)
 		}

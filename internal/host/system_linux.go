@@ -202,7 +202,7 @@ func (l *linux) confFile(dir, name string) (confFile, error) {
 		f.masked = true
 		return f, err
 	}
-	f.content, err = readAll(fd, maxConf)
+	f.content, err = readAll(fd)
 	return f, err
 }
 

@@ -21,7 +21,7 @@ func (h *Host) unrecorded() *Unrecorded {
 	if path == "" || path == sysctlConf {
 		return nil
 	}
-	b, err := readLimited(filepath.Join(h.options.Root, path), maxConf)
+	b, err := readLimited(filepath.Join(h.options.Root, path))
 	if err != nil || !bytes.HasPrefix(b, []byte(confHeader)) {
 		return nil // also one that is masked, or a folder
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -160,8 +161,5 @@ func hostPort(u *url.URL, port string) string {
 	if u.Port() != "" {
 		return u.Host
 	}
-	if strings.Contains(u.Hostname(), ":") {
-		return "[" + u.Hostname() + "]:" + port
-	}
-	return u.Hostname() + ":" + port
+	return net.JoinHostPort(u.Hostname(), port)
 }

@@ -163,7 +163,7 @@ func healthAnswer(body []byte) (serving bool, err error) {
 			return false, bad
 		}
 		rest = rest[n:]
-		size := uint64(0)
+		var size uint64
 		switch key & 7 {
 		case 0:
 			value, n := binary.Uvarint(rest)

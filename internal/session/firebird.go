@@ -107,7 +107,7 @@ func (f firebird) look(ctx context.Context, c *sql.Conn) (*View, error) {
 		l.view.Notes = append(l.view.Notes, Note{fmt.Sprintf("%s shows sessions of %s only: GRANT RDB$ADMIN TO %s, and log in with ?role=RDB$ADMIN",
 			f.source, text(f.source.user, maxName), quoteName(f.source.user)), true})
 	}
-	invertWaits(l.view.Sessions)
+	l.view.invertWaits()
 	return l.view, nil
 }
 

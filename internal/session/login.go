@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -117,14 +116,6 @@ func ReadFile(name string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: longer than %d bytes", name, maxSecretFile)
 	}
 	return b, nil
-}
-
-// checkMode refuses what group or others may touch.
-func checkMode(st os.FileInfo) error {
-	if m := st.Mode().Perm(); m&0o077 != 0 {
-		return fmt.Errorf("mode %#o lets others at its passwords; chmod 600 it", m)
-	}
-	return nil
 }
 
 // URLs are the database URLs of a file: one a line, # begins a comment line.

@@ -3,6 +3,7 @@
 package session
 
 import (
+	"fmt"
 	"os"
 	"syscall"
 )
@@ -12,4 +13,10 @@ func openSecret(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
-func private(st os.FileInfo) error { return checkMode(st) }
+// private refuses what group or others may touch.
+func private(st os.FileInfo) error {
+	if m := st.Mode().Perm(); m&0o077 != 0 {
+		return fmt.Errorf("mode %#o lets others at its passwords; chmod 600 it", m)
+	}
+	return nil
+}

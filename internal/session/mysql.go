@@ -131,7 +131,7 @@ func (m *mysql) look(ctx context.Context, c *sql.Conn) (*View, error) {
 		}
 	}
 	m.programs(ctx, c, v)
-	invertWaits(v.Sessions)
+	v.invertWaits()
 	return v, nil
 }
 
@@ -242,7 +242,7 @@ func (m *mysql) grant(err error) string {
 	if !ok {
 		return ""
 	}
-	privilege := ""
+	var privilege string
 	switch {
 	case e.Number == errKillDenied && m.maria:
 		privilege = "CONNECTION ADMIN ON *.*"

@@ -128,7 +128,7 @@ func (p postgres) look(ctx context.Context, c *sql.Conn) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	invertWaits(v.Sessions)
+	v.invertWaits()
 	// The row that a session waits for is held by whom it waits for.
 	for i := range v.Sessions {
 		waiter := &v.Sessions[i]

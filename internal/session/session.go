@@ -148,17 +148,13 @@ const (
 )
 
 // invertWaits fills Blocks from WaitsFor.
-func invertWaits(sessions []Session) {
-	byID := map[string]*Session{}
-	for i := range sessions {
-		byID[sessions[i].ID] = &sessions[i]
-	}
-	for i := range sessions {
-		waiter := &sessions[i]
+func (v *View) invertWaits() {
+	for i := range v.Sessions {
+		waiter := &v.Sessions[i]
 		slices.Sort(waiter.WaitsFor)
 		waiter.WaitsFor = slices.Compact(waiter.WaitsFor)
 		for _, id := range waiter.WaitsFor {
-			if holder := byID[id]; holder != nil && holder != waiter {
+			if holder := v.Find(id); holder != nil && holder != waiter {
 				holder.Blocks = append(holder.Blocks, waiter.ID)
 				holder.Blocked++
 				holder.BlockedFor = max(holder.BlockedFor, waiter.waited)

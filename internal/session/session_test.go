@@ -90,7 +90,7 @@ func TestInvertWaits(t *testing.T) {
 		{ID: "8", WaitsFor: []string{"9"}, waited: time.Second},
 	}}
 	v.sort()
-	invertWaits(v.Sessions)
+	v.invertWaits()
 	got := v.Find("9")
 	if got == nil || !reflect.DeepEqual(got.Blocks, []string{"8", "10"}) || got.Blocked != 2 || got.BlockedFor != 2*time.Second {
 		t.Errorf("%+v", got)

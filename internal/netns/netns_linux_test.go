@@ -230,7 +230,7 @@ func TestDoUnprivileged(t *testing.T) {
 
 func TestList(t *testing.T) {
 	running, named, both := other(t), other(t), other(t)
-	cmd, inNamed := running.Command(t.Context(), "sleep", "60"), both.Command(t.Context(), "sleep", "60")
+	cmd, inNamed := exec.CommandContext(t.Context(), "sleep", "60"), exec.CommandContext(t.Context(), "sleep", "60")
 	check(t, running.Start(cmd))
 	defer func() {
 		_ = cmd.Process.Kill()

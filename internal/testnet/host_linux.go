@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -39,23 +40,9 @@ func (h *Host) Do(fn func() error) error { return h.ns.Do(fn) }
 // Listen opens a TCP listener on the host. addr is a literal address and
 // port. Neither it nor what it accepts has keepalive on or speaks MPTCP.
 func (h *Host) Listen(ctx context.Context, network, addr string) (*net.TCPListener, error) {
-	if _, err := netip.ParseAddrPort(addr); err != nil {
-		return nil, fmt.Errorf("listen on host %s: %w", h.name, err)
-	}
 	config := net.ListenConfig{KeepAlive: -1}
 	config.SetMultipathTCP(false)
-	var tcp *net.TCPListener
-	err := h.Do(func() error {
-		l, err := config.Listen(ctx, network, addr)
-		if err != nil {
-			return err
-		}
-		var ok bool
-		if tcp, ok = l.(*net.TCPListener); !ok {
-			return errors.Join(net.UnknownNetworkError(network), l.Close())
-		}
-		return nil
-	})
+	tcp, err := inside[*net.TCPListener](h, network, addr, func() (io.Closer, error) { return config.Listen(ctx, network, addr) })
 	if err != nil {
 		return nil, fmt.Errorf("listen on host %s: %w", h.name, err)
 	}
@@ -65,33 +52,33 @@ func (h *Host) Listen(ctx context.Context, network, addr string) (*net.TCPListen
 // Dial connects from the host by TCP. addr is a literal address and port.
 // The connection has keepalive off and does not speak MPTCP.
 func (h *Host) Dial(ctx context.Context, network, addr string) (*net.TCPConn, error) {
-	// A name would be resolved by goroutines that are not in the namespace.
-	if _, err := netip.ParseAddrPort(addr); err != nil {
-		return nil, fmt.Errorf("dial from host %s: %w", h.name, err)
-	}
 	dialer := net.Dialer{KeepAlive: -1}
 	dialer.SetMultipathTCP(false)
-	var tcp *net.TCPConn
-	err := h.Do(func() error {
-		c, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
-			return err
-		}
-		var ok bool
-		if tcp, ok = c.(*net.TCPConn); !ok {
-			return errors.Join(net.UnknownNetworkError(network), c.Close())
-		}
-		return nil
-	})
+	tcp, err := inside[*net.TCPConn](h, network, addr, func() (io.Closer, error) { return dialer.DialContext(ctx, network, addr) })
 	if err != nil {
 		return nil, fmt.Errorf("dial from host %s: %w", h.name, err)
 	}
 	return tcp, nil
 }
 
-// Command is [exec.CommandContext], for [Host.Start].
-func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, name, args...)
+// inside opens a listener or a connection in the host's namespace.
+func inside[T io.Closer](h *Host, network, addr string, open func() (io.Closer, error)) (tcp T, err error) {
+	// A name would be resolved by goroutines that are not in the namespace.
+	if _, err := netip.ParseAddrPort(addr); err != nil {
+		return tcp, err
+	}
+	err = h.Do(func() error {
+		c, err := open()
+		if err != nil {
+			return err
+		}
+		var ok bool
+		if tcp, ok = c.(T); !ok {
+			return errors.Join(net.UnknownNetworkError(network), c.Close())
+		}
+		return nil
+	})
+	return tcp, err
 }
 
 // Start starts cmd inside the host. Do not set SysProcAttr.Pdeathsig: it

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -214,7 +215,7 @@ func TestSysctl(t *testing.T) {
 func TestStart(t *testing.T) {
 	a, _, _ := pair(t)
 	var out bytes.Buffer
-	cmd := a.Command(t.Context(), "readlink", "/proc/self/ns/net")
+	cmd := exec.CommandContext(t.Context(), "readlink", "/proc/self/ns/net")
 	cmd.Stdout = &out
 	check(t, a.Start(cmd))
 	check(t, cmd.Wait())

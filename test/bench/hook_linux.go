@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -48,7 +49,7 @@ func (o options) benchHook(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("set up lo: %w", err)
 	}
-	cmd := host.Command(ctx, o.self, role, "hook")
+	cmd := exec.CommandContext(ctx, o.self, role, "hook")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := host.Start(cmd); err != nil {

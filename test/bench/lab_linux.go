@@ -72,7 +72,7 @@ func newLab(ctx context.Context, o options, n int) (_ *lab, err error) {
 		}
 		to := netip.AddrPortFrom(l.links[i].IPv4(server), serverPort)
 		for _, part := range split((n+i)/2, perHolder) {
-			cmd := peer.Command(ctx, o.self, role, "connect", strconv.Itoa(part), to.String(), own)
+			cmd := exec.CommandContext(ctx, o.self, role, "connect", strconv.Itoa(part), to.String(), own)
 			if err := l.peers.start(cmd, peer.Start); err != nil {
 				return nil, err
 			}
@@ -102,7 +102,7 @@ func split(n, most int) (parts []int) {
 }
 
 func (l *lab) startAgent(ctx context.Context, server *testnet.Host, self string) error {
-	l.agent = server.Command(ctx, self, role, "agent")
+	l.agent = exec.CommandContext(ctx, self, role, "agent")
 	l.agent.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
 	l.agent.Stderr = os.Stderr
 	in, err := l.agent.StdinPipe()

@@ -92,7 +92,7 @@ func (o options) benchPolicy(ctx context.Context, dir string) (err error) {
 	}
 	run := func(name string, args ...string) ([]byte, error) {
 		var out bytes.Buffer
-		cmd := host.Command(ctx, name, args...)
+		cmd := exec.CommandContext(ctx, name, args...)
 		cmd.Stdout, cmd.Stderr = &out, os.Stderr
 		if err := host.Start(cmd); err != nil {
 			return nil, err

@@ -65,7 +65,7 @@ func (o options) benchTrace(ctx context.Context, dir string) (err error) {
 	in, _ := link.Interface(to)
 
 	var seen bytes.Buffer
-	tracer := to.Command(ctx, o.self, role, "trace", in)
+	tracer := exec.CommandContext(ctx, o.self, role, "trace", in)
 	tracer.Stdout, tracer.Stderr = &seen, os.Stderr
 	stop, err := startTold(to, tracer)
 	if err != nil {
@@ -78,7 +78,7 @@ func (o options) benchTrace(ctx context.Context, dir string) (err error) {
 		}
 		time.Sleep(time.Second) // it says "listening" before it does
 	}
-	sender := from.Command(ctx, o.self, role, "probes", out, strconv.Itoa(tracedFlows), strconv.Itoa(tracedSeconds))
+	sender := exec.CommandContext(ctx, o.self, role, "probes", out, strconv.Itoa(tracedFlows), strconv.Itoa(tracedSeconds))
 	sender.Stderr = os.Stderr
 	if err := from.Start(sender); err != nil {
 		return fmt.Errorf("start sender: %w", err)

@@ -288,7 +288,7 @@ func behindNAT(args []string) int {
 			defer func() { check(c.Close()) }() // when the program has ended
 		}
 	}()
-	cmd := client.Command(ctx, must(os.Executable()), args...)
+	cmd := exec.CommandContext(ctx, must(os.Executable()), args...)
 	cmd.Args[0] = "deadpeer"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	check(client.Start(cmd))

@@ -89,7 +89,7 @@ func need(t *testing.T, what, debian string, names ...string) string {
 
 // command is a program that finds the prefix.
 func (p *prefix) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := p.host.Command(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Env = append(os.Environ(), "WINEPREFIX="+p.dir, "HOME="+p.dir, "WINEDEBUG=-all", "DISPLAY=",
 		// No menus, and nothing to download.

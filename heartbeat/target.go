@@ -8,9 +8,9 @@ import (
 )
 
 // Target is something that can be asked whether its peer is alive. It may also
-// be a [Readier], a [Hearer], a [Reconnecter], an [Untimed] and a [sync.Locker]; one that is
-// a Locker is locked for each ping, and waiting for the lock is no failure.
-// But for what Reconnecter says, one method is called at a time.
+// be a [Readier], a [Hearer], a [Reconnecter], an [Untimed] and a [sync.Locker];
+// one that is a Locker is locked for each ping, and waiting for the lock is no
+// failure. But for what Reconnecter says, one method is called at a time.
 type Target interface {
 	// Ping returns nil when the peer's application has answered. It should
 	// return when ctx is done. The context is shared by pings that start in

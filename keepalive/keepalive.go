@@ -194,8 +194,9 @@ func RestoreFD(fd uintptr, s Settings) error {
 // smaller of tcpi_last_data_recv and tcpi_last_ack_recv (tcp(7)), exact to a
 // tick, and an upper bound, since a peer's own keepalive probes move neither;
 // on FreeBSD tcpi_last_data_recv, which every segment moves (tcp_fill_info),
-// and which begins at 0 again every 71 minutes (2³² µs). Other systems do not tell: the error matches [errors.ErrUnsupported]. A
-// socket that is not connected gives ENOTCONN.
+// and which begins at 0 again every 71 minutes (2³² µs). Other systems do not
+// tell: the error matches [errors.ErrUnsupported]. A socket that is not
+// connected gives ENOTCONN.
 func Heard(c syscall.Conn) (time.Duration, error) {
 	var d time.Duration
 	err := control(c, func(fd uintptr) (err error) {

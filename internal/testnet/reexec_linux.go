@@ -45,10 +45,10 @@ func Main(m interface{ Run() int }) int {
 }
 
 // Reexec does nothing when the process has CAP_SYS_ADMIN, CAP_NET_ADMIN and
-// CAP_NET_RAW. Otherwise it runs this program again with args (without the program's name)
-// in a new user namespace, where it is root, and a new network namespace, and
-// returns its exit code, or 128 plus the number of the signal that ended it,
-// with reexeced true. SIGHUP, SIGINT, SIGQUIT and SIGTERM are passed on; when
+// CAP_NET_RAW. Otherwise it runs this program again with args (without the
+// program's name) in a new user namespace, where it is root, and a new network
+// namespace, and returns its exit code, or 128 plus the number of the signal
+// that ended it, with reexeced true. SIGHUP, SIGINT, SIGQUIT and SIGTERM are passed on; when
 // ctx is done the program gets SIGTERM, and SIGKILL ten seconds later. The
 // error matches [ErrForbidden] where user namespaces are not allowed; in the
 // new process it does when its root has no capabilities.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -247,12 +248,12 @@ func TestAttachTimeoutFollows(t *testing.T) {
 			before := w.serverOptions()
 			fill(t, w.servers[shut[0]])
 			var once sync.Once
-			w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
+			w.open(Options{ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
 				if s == attach.StepApplied {
 					once.Do(func() { go func() { _, _ = io.Copy(io.Discard, w.clients[shut[0]]) }() }) // ends with the connection
 				}
 			}})
-			w.engine.cgroups, w.engine.bpfFrom = w.dir, from
+			w.engine.bpfFrom = from
 			p := minute()
 			p.UserTimeout = 70 * time.Second
 			if a := w.attach(w.request(), p); a.Changed != 1 || a.Failed != 0 {
@@ -296,7 +297,7 @@ func TestAttachMeanwhile(t *testing.T) {
 			peers := w.connect("tcp4", w.near, 4)
 			before := w.serverOptions()
 			once := false
-			w.engine = New(Options{RuntimeDir: w.dir, AttachStep: func(s attach.Step) {
+			w.open(Options{AttachStep: func(s attach.Step) {
 				if s != attach.StepJournalled || once {
 					return
 				}
@@ -305,7 +306,6 @@ func TestAttachMeanwhile(t *testing.T) {
 				ok(t, w.servers[peers[0]].Close())
 				setOpt(t, w.servers[peers[1]], unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77)
 			}})
-			w.engine.cgroups = w.dir
 			w.engine.bpfFrom = from
 			a := w.attach(w.request(), minute())
 			if a.Changed != 3 || a.Matched != 3 || a.Failed != 0 || a.Ended != 1 {
@@ -380,66 +380,64 @@ func TestAttachHurtsNobody(t *testing.T) {
 	}
 }
 
-// A program under load notices nothing of being attached and detached: no
-// error, no byte lost.
-func TestAttachUnderLoad(t *testing.T) {
+// Two namespaces have connections of the same addresses and ports: only that
+// of the chosen one changes, by either transport.
+func TestAttachSameTuple(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	peers := w.connect("tcp4", w.near, 8)
-	before := w.serverOptions()
-	for _, p := range peers {
-		go func() { _, _ = io.Copy(w.servers[p], w.servers[p]) }() // ends with the connection
-	}
-	stop := make(chan struct{})
-	type result struct {
-		requests int
-		err      error
-	}
-	results := make(chan result, len(peers))
-	for _, p := range peers {
-		go func() {
-			c, n := w.clients[p], 0
-			for {
-				select {
-				case <-stop:
-					results <- result{n, nil}
-					return
-				default:
-				}
-				sent := fmt.Appendf(nil, "request %10d of %s", n, p)
-				got := make([]byte, len(sent))
-				_, err := c.Write(sent)
-				if err == nil {
-					_, err = io.ReadFull(c, got)
-				}
-				if err == nil && string(got) != string(sent) {
-					err = fmt.Errorf("got %q for %q", got, sent)
-				}
-				if err != nil {
-					results <- result{n, err}
-					return
-				}
-				n++
+	for name, byBPF := range map[string]bool{"pidfd_getfd": false, "BPF": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if byBPF {
+				needBPF(t)
+				w.engine.bpfFrom = 1
 			}
-		}()
+			w.sameTuple(t, name)
+		})
 	}
-	p := minute()
-	for round := range 20 {
-		p.UserTimeout = -1
-		if round%2 == 1 {
-			p.UserTimeout = time.Minute
-		}
-		if a := w.attach(w.request(), p); a.Changed != len(peers) || a.Failed != 0 {
-			t.Errorf("%+v", a)
-		}
-		w.have(peers, p, before)
-		w.detach()
-		w.unchanged(before)
+}
+
+func (w *world) sameTuple(t *testing.T, transport string) {
+	t.Helper()
+	pair := func(do func(func() error) error) (c, s net.Conn) {
+		ok(t, do(func() error {
+			l, err := net.Listen("tcp4", "127.0.0.1:7000")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = l.Close() }()
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 7001}, KeepAlive: -1}
+			if c, err = d.Dial("tcp4", "127.0.0.1:7000"); err == nil {
+				s, err = l.Accept()
+			}
+			return err
+		}))
+		t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+		return c, s
 	}
-	close(stop)
-	for range peers {
-		if r := <-results; r.err != nil || r.requests == 0 {
-			t.Errorf("after %d requests: %v", r.requests, r.err)
+	for _, h := range []func(func() error) error{w.server.Do, w.near.Do} {
+		ok(t, h(func() error { return exec.Command("ip", "link", "set", "lo", "up").Run() }))
+	}
+	c, s := pair(w.server.Do)
+	c2, s2 := pair(w.near.Do)
+	all := []*net.TCPConn{c.(*net.TCPConn), s.(*net.TCPConn), c2.(*net.TCPConn), s2.(*net.TCPConn)}
+	var before []options
+	for _, c := range all {
+		before = append(before, optionsOf(t, c))
+	}
+	a := w.attach(w.filtered("sport = :7000 or dport = :7000"), minute())
+	if how := strings.Join(a.Snapshot.How, "\n"); a.Changed != 2 || !strings.Contains(how, "changed 2 connections by "+transport+" ") {
+		t.Errorf("%+v: %s", a, how)
+	}
+	for n, c := range all {
+		if o := optionsOf(t, c); (o != before[n]) != (n < 2) {
+			t.Errorf("%d: %+v, was %+v", n, o, before[n])
+		}
+	}
+	w.detach()
+	for n, c := range all {
+		if o := optionsOf(t, c); o != before[n] {
+			t.Errorf("%d: %+v, was %+v", n, o, before[n])
 		}
 	}
 }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -73,14 +72,12 @@ func TestBothTransports(t *testing.T) {
 	// No descriptor: the listener does not accept.
 	l := must(w.server.Listen(t.Context(), "tcp4", "0.0.0.0:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	to := netip.AddrPortFrom(w.toNear.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
-	queued := must(w.near.Dial(t.Context(), "tcp4", to))(t)
+	queued := must(w.near.Dial(t.Context(), "tcp4", reached(w.toNear.IPv4(w.server), l).String()))(t)
 	t.Cleanup(func() { _ = queued.Close() })
 	w.connectMPTCP()
 
-	r := w.request()
+	r := w.filtered("state all")
 	r.Settings = true
-	r.Filter = must(conn.ParseFilter([]string{"state", "all"}, conn.Resolver{}))(t)
 	scan := func(noBPF bool) map[conn.ID]Connection {
 		snap := must(New(Options{RuntimeDir: w.dir, NoBPF: noBPF}).Scan(t.Context(), r))(t)
 		if how := strings.Join(snap.How, "\n"); strings.Contains(how, "by BPF, ") == noBPF || strings.Contains(how, "owners by BPF") == noBPF || strings.Contains(how, "in /proc") != noBPF {
@@ -143,8 +140,7 @@ func (w *world) connectMPTCP() {
 	dialer.SetMultipathTCP(true)
 	var c net.Conn
 	ok(w.t, w.near.Do(func() (err error) {
-		to := netip.AddrPortFrom(w.toNear.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
-		c, err = dialer.DialContext(w.t.Context(), "tcp4", to)
+		c, err = dialer.DialContext(w.t.Context(), "tcp4", reached(w.toNear.IPv4(w.server), l).String())
 		return err
 	}))
 	s := must(l.Accept())(w.t)

@@ -110,11 +110,7 @@ func TestCheckNATForgets(t *testing.T) {
 			w := newWorld(t)
 			inside := must(w.net.Host("inside"))(t)
 			nat := must(w.net.NAT(inside, w.server, testnet.NATOptions{OnForgotten: tt.does}))(t)
-			l := w.listener("tcp4")
-			to := netip.AddrPortFrom(nat.Outside.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port())
-			c := must(inside.Dial(t.Context(), "tcp4", to.String()))(t)
-			s := must(l.AcceptTCP())(t)
-			t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+			_, s := w.dial(inside, nat.Outside.IPv4(w.server), w.listener("tcp4"))
 			peer := s.RemoteAddr().(*net.TCPAddr).AddrPort()
 			expect(t, w.check(t.Context(), w.request()), []netip.AddrPort{peer}, conn.Alive)
 			time.Sleep(verdict.MinWait) // the peer answers one in 500 ms
@@ -154,13 +150,7 @@ func TestCheckStates(t *testing.T) {
 	shut := w.connect("tcp4", w.near, 1)
 	leaked := w.connect("tcp4", w.far, 3)
 	halfAlive, halfDead := w.connect("tcp4", w.near, 3), w.connect("tcp6", w.far, 3)
-	s := w.servers[shut[0]]
-	ok(t, s.SetWriteDeadline(time.Now().Add(500*time.Millisecond)))
-	for {
-		if _, err := s.Write(make([]byte, 1<<16)); err != nil {
-			break
-		}
-	}
+	fill(t, w.servers[shut[0]])
 	for _, p := range leaked {
 		ok(t, w.clients[p].Close())
 	}

@@ -96,9 +96,8 @@ func runRole() int {
 	if !r.Kin && r.Parent == 0 {
 		// An orphan does not have the test among its ancestors.
 		r.Parent = os.Getpid()
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), roleVariable+"="+r.String())
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd := r.command(context.Background())
+		cmd.Stdout = os.Stdout
 		if err := cmd.Start(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -220,8 +219,16 @@ func (r role) run(ctx context.Context) error {
 	return out.Encode(last)
 }
 
-// child is another deadpeer process in a role. It is named in a way that
-// users can run who may not enter the folder it lies in.
+// command is this program in a role, named in a way that users can run who may
+// not enter the folder it lies in.
+func (r role) command(ctx context.Context) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleVariable+"="+r.String())
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// child is another deadpeer process in a role.
 func (w *world) child(r role, env ...string) *exec.Cmd {
 	w.t.Helper()
 	if r.Netns == "" {
@@ -233,9 +240,8 @@ func (w *world) child(r role, env ...string) *exec.Cmd {
 	if !r.Kin { // an orphan has no ancestors to be found
 		r.Proc = procRoot(w.t)
 	}
-	cmd := exec.CommandContext(w.t.Context(), "/proc/self/exe")
-	cmd.Env = append(append(os.Environ(), roleVariable+"="+r.String()), env...)
-	cmd.Stderr = os.Stderr
+	cmd := r.command(w.t.Context())
+	cmd.Env = append(cmd.Env, env...)
 	return cmd
 }
 

@@ -71,11 +71,8 @@ func (w *world) predicaments() map[uint16]string {
 	l := must(w.far.Listen(t.Context(), "tcp4", "0.0.0.0:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	setOpt(t, l, unix.SOL_SOCKET, unix.SO_RCVBUF, 8192)
-	to := netip.AddrPortFrom(w.toFar.IPv4(w.far), l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
 	pair := func(what string) (ours, theirs *net.TCPConn) {
-		ours = must(w.server.Dial(t.Context(), "tcp4", to))(t)
-		theirs = must(l.AcceptTCP())(t)
-		t.Cleanup(func() { _, _ = ours.Close(), theirs.Close() })
+		ours, theirs = w.dial(w.server, w.toFar.IPv4(w.far), l)
 		setOpt(t, ours, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
 		name(what, ours)
 		return ours, theirs
@@ -119,7 +116,7 @@ func (w *world) predicaments() map[uint16]string {
 	for _, f := range after {
 		f()
 	}
-	name("syn-sent", w.dialNobody(to))
+	name("syn-sent", w.dialNobody(reached(w.toFar.IPv4(w.far), l)))
 	return names
 }
 
@@ -139,16 +136,15 @@ func (w *world) fill(c *net.TCPConn) {
 }
 
 // dialNobody begins to connect over a link that is cut.
-func (w *world) dialNobody(to string) net.Conn {
+func (w *world) dialNobody(to netip.AddrPort) net.Conn {
 	t := w.t
-	addr := netip.MustParseAddrPort(to)
 	var fd int
 	ok(t, w.server.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		return err
 	}))
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); !errors.Is(err, unix.EINPROGRESS) {
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); !errors.Is(err, unix.EINPROGRESS) {
 		t.Fatalf("connect: %v", err)
 	}
 	local := must(unix.Getsockname(fd))(t).(*unix.SockaddrInet4)

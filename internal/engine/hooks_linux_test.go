@@ -3,7 +3,6 @@ package engine
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -22,7 +21,6 @@ import (
 
 	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
-	"deadpeer/internal/conn"
 	"deadpeer/keepalive"
 )
 
@@ -144,11 +142,10 @@ func TestAttachNew(t *testing.T) {
 			w := newWorld(t)
 			cgroup := testCgroup(t)
 			hooks := hookDir(t)
-			w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
-			w.engine.cgroups = w.dir
+			w.open(Options{HookDir: hooks})
 			m := newMaker(t, cgroup, w.server.Start)
 			m.do("make", "0 7200 75 9 0")
-			future := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+			future := filter(t, "sport = :7000 or dport = :7000")
 			a := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{
 				Filter: future, Future: future, Policy: minute(), New: true, Enforce: enforce, Cgroup: cgroup,
 			}}}))(t)
@@ -218,8 +215,7 @@ func TestAttachOverRun(t *testing.T) {
 		Dir: hooks, ID: runHook + "1", Cgroup: must(bpf.CgroupRoot())(t) + cgroup, Rules: []bpf.Rule{{Policy: minute(), Enforce: true}},
 	}))(t)
 	defer func() { ok(t, h.Remove()) }()
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks})
-	w.engine.cgroups = w.dir
+	w.open(Options{ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks})
 	m.do("make", "1 40 5 4 0")
 	a := w.attach(w.request(), keepalive.Policy{Idle: time.Hour, UserTimeout: -1})
 	if a.ID != "" || a.Failed != 2 || a.Changed != 0 {
@@ -288,17 +284,16 @@ func TestAttachNewTwice(t *testing.T) {
 	below := cgroup + "/below"
 	ok(t, os.Mkdir(folderOf(t, below), 0o755))
 	t.Cleanup(func() { ok(t, os.Remove(folderOf(t, below))) })
-	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hookDir(t)})
-	w.engine.cgroups = w.dir
-	rule := func(cgroup string, words ...string) AttachRule {
-		f := must(conn.ParseFilter(words, conn.Resolver{}))(t)
+	w.open(Options{HookDir: hookDir(t)})
+	rule := func(cgroup, words string) AttachRule {
+		f := filter(t, words)
 		return AttachRule{Filter: f, Future: f, Policy: minute(), New: true, Cgroup: cgroup}
 	}
 	attach := func(rules ...AttachRule) (*Attached, error) {
 		return w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: rules})
 	}
 	var future *FutureError
-	if _, err := attach(rule(cgroup), rule(below, "dport = :7000")); !errors.As(err, &future) {
+	if _, err := attach(rule(cgroup, ""), rule(below, "dport = :7000")); !errors.As(err, &future) {
 		t.Errorf("overlapping rules of two cgroups: %v", err)
 	}
 	if _, err := attach(rule(cgroup, "sport = :7000 and sport = :7001")); !errors.As(err, &future) {
@@ -306,7 +301,7 @@ func TestAttachNewTwice(t *testing.T) {
 	}
 	nothingLeft(t, w.dir)
 	first := must(attach(rule(cgroup, "sport = :7000"), rule(below, "sport = :7001")))(t)
-	for _, r := range []AttachRule{rule(cgroup, "sport = :7000 or sport = :7002"), rule(below), rule(cgroup, "dst 10.0.0.0/8")} {
+	for _, r := range []AttachRule{rule(cgroup, "sport = :7000 or sport = :7002"), rule(below, ""), rule(cgroup, "dst 10.0.0.0/8")} {
 		if _, err := attach(r); err == nil || !strings.Contains(err.Error(), "deadpeer detach "+first.ID) {
 			t.Errorf("%s, for which there is a policy: %v", r.Future, err)
 		}
@@ -325,11 +320,10 @@ func TestAttachNewFirstRule(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			cgroup := testCgroup(t)
-			w.engine = New(Options{RuntimeDir: w.dir, HookDir: hookDir(t)})
-			w.engine.cgroups = w.dir
+			w.open(Options{HookDir: hookDir(t)})
 			m := newMaker(t, cgroup, w.server.Start)
 			long := keepalive.Policy{Idle: 300 * time.Second, Interval: 3 * time.Second, Probes: 3, UserTimeout: -1}
-			f := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+			f := filter(t, "sport = :7000 or dport = :7000")
 			must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{
 				{Filter: f, Future: f, Policy: minute(), New: true, Enforce: first, Cgroup: cgroup},
 				{Policy: long, New: true, Enforce: !first, Cgroup: cgroup},
@@ -355,9 +349,8 @@ func TestDetachOfAnotherVersion(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	cgroup, hooks := testCgroup(t), hookDir(t)
-	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks})
-	w.engine.cgroups = w.dir
-	future := must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)
+	w.open(Options{HookDir: hooks})
+	future := filter(t, "sport = :7000 or dport = :7000")
 	a := must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{
 		Filter: future, Future: future, Policy: minute(), New: true, Cgroup: cgroup,
 	}}}))(t)
@@ -389,9 +382,8 @@ func TestDetachWhileConnecting(t *testing.T) {
 	w := newWorld(t)
 	cgroup := testCgroup(t)
 	m := newMaker(t, cgroup, w.server.Start)
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
-	w.engine.cgroups = w.dir
-	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
+	w.open(Options{ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t)})
+	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: filter(t, "sport = :7000 or dport = :7000")}
 	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}))(t)
 	m.do("make", "1 40 5 4 0")
 	must(m.in.WriteString("flood\n"))(t)
@@ -426,7 +418,7 @@ func TestAttachWhileConnecting(t *testing.T) {
 	ok(t, w.toFar.Cut())
 	m.do("dial "+to.IP.String()+" "+strconv.Itoa(to.Port), "0 7200 75 9 0")
 	established := false
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t), AttachStep: func(s attach.Step) {
+	w.open(Options{ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hookDir(t), AttachStep: func(s attach.Step) {
 		if established || s != attach.StepJournalled {
 			return
 		}
@@ -437,7 +429,6 @@ func TestAttachWhileConnecting(t *testing.T) {
 		})
 		established = true
 	}})
-	w.engine.cgroups = w.dir
 	must(w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute(), New: true, Cgroup: cgroup}}}))(t)
 	if !established {
 		t.Error("nothing else was changed")
@@ -504,14 +495,13 @@ func TestAttachNewWithoutBPF(t *testing.T) {
 	w := newWorld(t)
 	w.connect("tcp4", w.near, 2)
 	before := w.serverOptions()
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), NoBPF: true})
-	w.engine.cgroups = w.dir
+	w.open(Options{ProcRoot: procRoot(t), NoBPF: true})
 	rule := AttachRule{Policy: minute(), New: true}
 	_, err := w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}})
 	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "without --new") {
 		t.Errorf("got %v", err)
 	}
-	rule.Future = must(conn.ParseFilter([]string{"heard > 10m"}, conn.Resolver{}))(t)
+	rule.Future = filter(t, "heard > 10m")
 	var future *FutureError
 	if _, err := w.engine.Attach(t.Context(), AttachRequest{Request: w.request(), Rules: []AttachRule{rule}}); !errors.As(err, &future) {
 		t.Errorf("got %v", err)
@@ -521,143 +511,4 @@ func TestAttachNewWithoutBPF(t *testing.T) {
 	w.attach(w.request(), minute())
 	w.detach()
 	w.unchanged(before)
-}
-
-// A program that was started ends, and its watcher was killed: clean removes
-// its hook and its cgroup, and leaves those of one that still runs.
-func TestRunCleaned(t *testing.T) {
-	t.Parallel()
-	dir := runtimeDir(t)
-	hooks, below := hookDir(t), testCgroup(t)
-	start := func(script string) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Cgroup: below, Filter: script}.String())
-		cmd.Stderr = os.Stderr
-		return cmd
-	}
-	going := start("read line; exit 3")
-	in, out := must(going.StdinPipe())(t), &strings.Builder{}
-	going.Stdout = out
-	ok(t, going.Start())
-	count := func() int {
-		list, _ := bpf.Hooks(hooks)
-		closeHooks(list)
-		return len(list)
-	}
-	wait(t, "start", func() bool { return count() == 1 && populatedHook(hooks) })
-	ended := start("cat /proc/self/cgroup; kill -9 $$")
-	b, err := ended.Output()
-	exit := new(exec.ExitError)
-	if !errors.As(err, &exit) || exit.Sys().(interface{ Signaled() bool }).Signaled() == false {
-		t.Errorf("got %v, want it killed", err)
-	}
-	_, path, _ := strings.Cut(string(b), "0::")
-	cgroup := filepath.Join(must(bpf.CgroupRoot())(t), strings.TrimSpace(path))
-	if _, err := os.Stat(cgroup); err != nil || count() != 2 {
-		t.Errorf("before cleaning: %v, %d hooks", err, count())
-	}
-	e := New(Options{RuntimeDir: dir, HookDir: hooks})
-	e.cgroups = filepath.Dir(cgroup)
-	wait(t, "the kernel counts it no more", func() bool { return !populated(cgroup) })
-	if list := must(e.Clean(t.Context()))(t); len(list) != 1 || count() != 1 {
-		t.Errorf("cleaned %v, %d hooks", list, count())
-	}
-	if _, err := os.Stat(cgroup); err == nil {
-		t.Errorf("%s is left", cgroup)
-	}
-	ok(t, in.Close())
-	if err := going.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
-		t.Errorf("got %v, want exit code 3", err)
-	}
-	wait(t, "clean up", func() bool {
-		must(e.Clean(t.Context()))(t)
-		return count() == 0
-	})
-}
-
-func populatedHook(dir string) bool {
-	list, _ := bpf.Hooks(dir)
-	defer closeHooks(list)
-	return len(list) == 1 && populated(list[0].Label.Cgroup)
-}
-
-// runProgram is what a child of role run does.
-func (r role) runProgram(ctx context.Context) error {
-	root, err := bpf.CgroupRoot()
-	if err != nil {
-		return err
-	}
-	e := New(Options{RuntimeDir: r.Dir, HookDir: r.Hooks})
-	e.cgroups = filepath.Join(root, r.Cgroup)
-	if err := os.WriteFile(filepath.Join(e.cgroups, "cgroup.procs"), []byte("0"), 0); err != nil {
-		return err
-	}
-	fmt.Println("ready")
-	return e.RunProgram(ctx, ProgramRequest{
-		Args: []string{"/bin/sh", "-c", r.Filter}, Env: os.Environ(),
-		Policy: keepalive.Policy{Idle: 30 * time.Second, Interval: 5 * time.Second, Probes: 4, UserTimeout: -1},
-		Watch:  func(string, *os.File) error { return nil },
-	})
-}
-
-// Two namespaces have connections of the same addresses and ports: only that
-// of the chosen one changes, by either transport.
-func TestAttachSameTuple(t *testing.T) {
-	t.Parallel()
-	for name, byBPF := range map[string]bool{"pidfd_getfd": false, "BPF": true} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			if byBPF {
-				needBPF(t)
-				w.engine.bpfFrom = 1
-			}
-			w.sameTuple(t, name)
-		})
-	}
-}
-
-func (w *world) sameTuple(t *testing.T, transport string) {
-	t.Helper()
-	pair := func(do func(func() error) error) (c, s net.Conn) {
-		ok(t, do(func() error {
-			l, err := net.Listen("tcp4", "127.0.0.1:7000")
-			if err != nil {
-				return err
-			}
-			defer func() { _ = l.Close() }()
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 7001}, KeepAlive: -1}
-			if c, err = d.Dial("tcp4", "127.0.0.1:7000"); err == nil {
-				s, err = l.Accept()
-			}
-			return err
-		}))
-		t.Cleanup(func() { _, _ = c.Close(), s.Close() })
-		return c, s
-	}
-	for _, h := range []func(func() error) error{w.server.Do, w.near.Do} {
-		ok(t, h(func() error { return exec.Command("ip", "link", "set", "lo", "up").Run() }))
-	}
-	c, s := pair(w.server.Do)
-	c2, s2 := pair(w.near.Do)
-	all := []*net.TCPConn{c.(*net.TCPConn), s.(*net.TCPConn), c2.(*net.TCPConn), s2.(*net.TCPConn)}
-	var before []options
-	for _, c := range all {
-		before = append(before, optionsOf(t, c))
-	}
-	a := w.attach(w.filtered("sport = :7000 or dport = :7000"), minute())
-	if how := strings.Join(a.Snapshot.How, "\n"); a.Changed != 2 || !strings.Contains(how, "changed 2 connections by "+transport+" ") {
-		t.Errorf("%+v: %s", a, how)
-	}
-	for n, c := range all {
-		if o := optionsOf(t, c); (o != before[n]) != (n < 2) {
-			t.Errorf("%d: %+v, was %+v", n, o, before[n])
-		}
-	}
-	w.detach()
-	for n, c := range all {
-		if o := optionsOf(t, c); o != before[n] {
-			t.Errorf("%d: %+v, was %+v", n, o, before[n])
-		}
-	}
 }

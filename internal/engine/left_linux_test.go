@@ -85,7 +85,7 @@ func TestHooksKilledAtAnyMoment(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	hooks, cgroup := hookDir(t), testCgroup(t)
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: hooks})
+	w.open(Options{ProcRoot: procRoot(t), HookDir: hooks})
 	w.engine.cgroups = folderOf(t, cgroup)
 	w.connect("tcp4", w.near, 6)
 	w.diversify()
@@ -125,75 +125,6 @@ func TestHooksKilledAtAnyMoment(t *testing.T) {
 		t.Errorf("never killed half way: %v", kinds)
 	}
 	t.Logf("a round takes %v; left: %v", round, kinds)
-}
-
-// A deadpeer that starts a program is killed at many moments, with nobody to
-// watch it: doctor --clean, and the next start, too, leaves nothing of it.
-func TestRunKilledAtAnyMoment(t *testing.T) {
-	t.Parallel()
-	dir, hooks, cgroup := runtimeDir(t), hookDir(t), testCgroup(t)
-	folder, e := folderOf(t, cgroup), New(Options{RuntimeDir: dir, HookDir: hooks})
-	e.cgroups = folder
-	child := func(script string) *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "run", Kin: true, Dir: dir, Hooks: hooks, Cgroup: cgroup, Filter: script}.String())
-		cmd.Stderr = os.Stderr
-		return cmd
-	}
-	below := func() (list []string) {
-		for _, d := range must(os.ReadDir(folder))(t) {
-			if d.IsDir() {
-				list = append(list, d.Name())
-			}
-		}
-		return list
-	}
-	const kills = 6
-	var takes time.Duration
-	left := map[string]int{}
-	for n := range kills {
-		cmd := child("echo begun; read forever")
-		stdin := must(cmd.StdinPipe())(t)
-		await := lineReader(t, cmd)
-		await("ready")
-		start := time.Now()
-		if n == 0 {
-			await("begun")
-			takes = time.Since(start)
-		}
-		moment := takes * time.Duration(n) / (kills - 1)
-		time.Sleep(moment)
-		ok(t, cmd.Process.Kill())
-		_ = cmd.Wait() // it was killed
-		_ = stdin.Close()
-		wait(t, "the kernel counts it no more", func() bool { return !populated(folder) })
-		pins := must(filepath.Glob(hooks + "/*/*"))(t)
-		left[fmt.Sprintf("%d cgroups, %d hooks, %d pins", len(below()), len(must(os.ReadDir(hooks))(t)), len(pins))]++
-		if n%2 == 0 {
-			cleaned(t, e, fmt.Sprintf("after %v", moment))
-		} else {
-			next := child("exit 0")
-			await := lineReader(t, next)
-			await("ready")
-			ok(t, next.Wait())
-			if got := below(); len(got) != 1 {
-				t.Errorf("after %v, and the next start: %v", moment, got)
-			}
-			wait(t, "the kernel counts it no more", func() bool { return !populated(folder) })
-			cleaned(t, e, "after the next start")
-		}
-		if got := below(); len(got) != 0 {
-			t.Errorf("after %v: %v is left", moment, got)
-		}
-		if list := must(os.ReadDir(hooks))(t); len(list) != 0 {
-			t.Errorf("after %v: %v is pinned", moment, list)
-		}
-		nothingLeft(t, dir)
-	}
-	if len(left) < 2 {
-		t.Errorf("never killed half way: %v", left)
-	}
-	t.Logf("a start takes %v; left: %v", takes, left)
 }
 
 // What is left is told apart from what a living deadpeer is at, and damaged

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -53,8 +54,7 @@ func TestAttachNewUnderLoad(t *testing.T) {
 			_ = cmd.Wait()
 		}
 	})
-	w.engine = New(Options{RuntimeDir: w.dir, HookDir: hooks, ProcRoot: procRoot(t, cmd.Process.Pid)})
-	w.engine.cgroups = w.dir
+	w.open(Options{HookDir: hooks, ProcRoot: procRoot(t, cmd.Process.Pid)})
 	req := w.filtered("state established")
 	req.Settings = true
 	settings := func() map[uint64]keepalive.Settings {
@@ -119,6 +119,70 @@ func TestAttachNewUnderLoad(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	t.Logf("%d requests on %d connections in %v", r.Requests, r.Connections, r.Took)
+}
+
+// A program under load notices nothing of being attached and detached: no
+// error, no byte lost.
+func TestAttachUnderLoad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	peers := w.connect("tcp4", w.near, 8)
+	before := w.serverOptions()
+	for _, p := range peers {
+		go func() { _, _ = io.Copy(w.servers[p], w.servers[p]) }() // ends with the connection
+	}
+	stop := make(chan struct{})
+	type result struct {
+		requests int
+		err      error
+	}
+	results := make(chan result, len(peers))
+	for _, p := range peers {
+		go func() {
+			c, n := w.clients[p], 0
+			for {
+				select {
+				case <-stop:
+					results <- result{n, nil}
+					return
+				default:
+				}
+				sent := fmt.Appendf(nil, "request %10d of %s", n, p)
+				got := make([]byte, len(sent))
+				_, err := c.Write(sent)
+				if err == nil {
+					_, err = io.ReadFull(c, got)
+				}
+				if err == nil && string(got) != string(sent) {
+					err = fmt.Errorf("got %q for %q", got, sent)
+				}
+				if err != nil {
+					results <- result{n, err}
+					return
+				}
+				n++
+			}
+		}()
+	}
+	p := minute()
+	for round := range 20 {
+		p.UserTimeout = -1
+		if round%2 == 1 {
+			p.UserTimeout = time.Minute
+		}
+		if a := w.attach(w.request(), p); a.Changed != len(peers) || a.Failed != 0 {
+			t.Errorf("%+v", a)
+		}
+		w.have(peers, p, before)
+		w.detach()
+		w.unchanged(before)
+	}
+	close(stop)
+	for range peers {
+		if r := <-results; r.err != nil || r.requests == 0 {
+			t.Errorf("after %d requests: %v", r.requests, r.err)
+		}
+	}
 }
 
 // complain says what was not done.

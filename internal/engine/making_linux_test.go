@@ -12,7 +12,6 @@ import (
 
 	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
-	"deadpeer/internal/conn"
 	"deadpeer/internal/journal"
 	"deadpeer/keepalive"
 )
@@ -25,12 +24,11 @@ func TestAttachInterrupted(t *testing.T) {
 	before := w.serverOptions()
 	first := w.attach(w.request(), minute())
 	ctx, cancel := context.WithCancel(t.Context())
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), AttachStep: func(s attach.Step) {
+	w.open(Options{ProcRoot: procRoot(t), AttachStep: func(s attach.Step) {
 		if s == attach.StepApplied {
 			cancel()
 		}
 	}})
-	w.engine.cgroups = w.dir
 	p := minute()
 	p.UserTimeout = time.Hour
 	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: p}}})
@@ -135,13 +133,12 @@ func TestAttachNotUndone(t *testing.T) {
 	before := w.serverOptions()
 	other := hookOfOthers(t, minute())
 	ctx, cancel := context.WithCancel(t.Context())
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
+	w.open(Options{ProcRoot: procRoot(t), HookDir: w.dir + "/none", AttachStep: func(s attach.Step) {
 		if s == attach.StepApplied {
 			control(t, w.servers[peers[0]], func(fd int) { ok(t, other.Hold(fd, minute())) })
 			cancel()
 		}
 	}})
-	w.engine.cgroups = w.dir
 	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{{Policy: minute()}}})
 	list := must(w.engine.Attachments(t.Context()))(t)
 	if len(list) != 1 || !list[0].Half || list[0].Sockets != 1 {
@@ -168,15 +165,14 @@ func TestAttachNewInterrupted(t *testing.T) {
 	m := newMaker(t, cgroup, w.server.Start)
 	m.do("make", "0 7200 75 9 0")
 	ctx, cancel := context.WithCancel(t.Context())
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks, AttachStep: func(s attach.Step) {
+	w.open(Options{ProcRoot: procRoot(t, m.cmd.Process.Pid), HookDir: hooks, AttachStep: func(s attach.Step) {
 		if s == attach.StepApplied {
 			m.do("make", "1 40 5 4 0")
 			m.do("queue", "1 40 5 4 0")
 			cancel()
 		}
 	}})
-	w.engine.cgroups = w.dir
-	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: must(conn.ParseFilter([]string{"sport = :7000 or dport = :7000"}, conn.Resolver{}))(t)}
+	rule := AttachRule{Policy: minute(), New: true, Cgroup: cgroup, Filter: filter(t, "sport = :7000 or dport = :7000")}
 	_, err := w.engine.Attach(ctx, AttachRequest{Request: w.request(), Rules: []AttachRule{rule}})
 	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "undo") {
 		t.Errorf("got %v", err)

@@ -2,11 +2,11 @@ package engine
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"testing"
 
@@ -87,13 +87,10 @@ func TestProtectedOthers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	peers := w.connect("tcp4", w.near, 3)
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t, w.hold("kubelet", peers[0]), w.hold("kubelet2", peers[1]))})
-	w.engine.cgroups = w.dir
+	w.open(Options{ProcRoot: procRoot(t, w.hold("kubelet", peers[0]), w.hold("kubelet2", peers[1]))})
 	l := w.listener("tcp4")
-	own := netip.AddrPortFrom(w.toNear.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port())
-	c := must(w.server.Dial(t.Context(), "tcp4", own.String()))(t)
-	s := must(l.AcceptTCP())(t)
-	t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+	own := reached(w.toNear.IPv4(w.server), l)
+	c, _ := w.dial(w.server, own.Addr(), l)
 	here := c.LocalAddr().(*net.TCPAddr).AddrPort()
 
 	got := w.check(t.Context(), w.request())
@@ -118,9 +115,7 @@ func TestProtectedOthers(t *testing.T) {
 // hold starts a process of that name which holds a server's socket, too.
 func (w *world) hold(name string, peer netip.AddrPort) (pid int) {
 	w.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleVariable+"="+role{Do: "hold", Kin: true, Filter: name}.String())
-	cmd.Stderr = os.Stderr
+	cmd := role{Do: "hold", Kin: true, Filter: name}.command(context.Background())
 	f := must(w.servers[peer].File())(w.t)
 	defer func() { _ = f.Close() }()
 	cmd.ExtraFiles = []*os.File{f}

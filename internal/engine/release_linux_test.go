@@ -184,11 +184,7 @@ func TestReleaseHeldByGateway(t *testing.T) {
 	toBeyond := must(w.net.Connect(router, beyond))(t)
 	ok(t, w.server.RouteVia(toRouter))
 	ok(t, beyond.RouteVia(toBeyond))
-	l := w.listener("tcp4")
-	to := netip.AddrPortFrom(toRouter.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port())
-	c := must(beyond.Dial(t.Context(), "tcp4", to.String()))(t)
-	s := must(l.AcceptTCP())(t)
-	t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+	c, _ := w.dial(beyond, toRouter.IPv4(w.server), w.listener("tcp4"))
 	peer := c.LocalAddr().(*net.TCPAddr).AddrPort()
 	expect(t, w.check(t.Context(), w.request()), []netip.AddrPort{peer}, conn.Alive)
 	ok(t, router.LinkDown(toRouter)) // our own interface keeps its carrier
@@ -287,7 +283,7 @@ func TestReleaseHeldByShare(t *testing.T) {
 	ours, _ := w.toFar.Interface(w.server)
 	dev := must(nl.LinkByName(name))(t)
 	l := w.listener("tcp4")
-	to := netip.AddrPortFrom(w.toFar.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
+	to := reached(w.toFar.IPv4(w.server), l).String()
 	var peers []netip.AddrPort
 	for n := range 12 {
 		ip := "10.0.1." + strconv.Itoa(100+n)
@@ -462,7 +458,7 @@ func TestReleaseTupleReused(t *testing.T) {
 	ok(t, w.toFar.CutPorts(old[2].Port()))
 	ok(t, w.toFar.Heal())
 	l := w.listener("tcp4")
-	to := netip.AddrPortFrom(w.toFar.IPv4(w.server), l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
+	to := reached(w.toFar.IPv4(w.server), l).String()
 	for _, peer := range old[:2] {
 		ok(t, w.clients[peer].SetLinger(0))
 		ok(t, w.servers[peer].SetLinger(0))

@@ -67,9 +67,15 @@ func newWorld(t *testing.T) *world {
 	w.far = must(w.net.Host("far"))(t)
 	w.toNear = must(w.net.Connect(w.server, w.near))(t)
 	w.toFar = must(w.net.Connect(w.server, w.far))(t)
-	w.engine = New(Options{RuntimeDir: w.dir, ProcRoot: procRoot(t), HookDir: w.dir + "/none"})
-	w.engine.cgroups = w.dir // nothing of others is cleaned up
+	w.open(Options{ProcRoot: procRoot(t), HookDir: w.dir + "/none"})
 	return w
+}
+
+// open gives the world another engine.
+func (w *world) open(o Options) {
+	o.RuntimeDir = w.dir
+	w.engine = New(o)
+	w.engine.cgroups = w.dir // nothing of others is cleaned up
 }
 
 func runtimeDir(t *testing.T) string {
@@ -117,17 +123,28 @@ func (w *world) connect(network string, client *testnet.Host, n int) []netip.Add
 		addr = link.IPv6(w.server)
 	}
 	l := w.listener(network)
-	to := netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port()).String()
 	var peers []netip.AddrPort
 	for range n {
-		c := must(client.Dial(w.t.Context(), network, to))(w.t)
-		s := must(l.AcceptTCP())(w.t)
-		w.t.Cleanup(func() { _, _ = c.Close(), s.Close() })
+		c, s := w.dial(client, addr, l)
 		from := c.LocalAddr().(*net.TCPAddr).AddrPort()
 		w.clients[from], w.servers[from] = c, s
 		peers = append(peers, from)
 	}
 	return peers
+}
+
+// dial makes a connection from a host to a listener, by one of its addresses.
+func (w *world) dial(from *testnet.Host, to netip.Addr, l *net.TCPListener) (client, server *net.TCPConn) {
+	w.t.Helper()
+	client = must(from.Dial(w.t.Context(), "tcp", reached(to, l).String()))(w.t)
+	server = must(l.AcceptTCP())(w.t)
+	w.t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+	return client, server
+}
+
+// reached is where a listener is reached by an address of its host.
+func reached(addr netip.Addr, l net.Listener) netip.AddrPort {
+	return netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port())
 }
 
 // request selects all sockets of the server.
@@ -141,8 +158,13 @@ func (w *world) nsPath() string {
 // filtered is request with a filter.
 func (w *world) filtered(words string) Request {
 	r := w.request()
-	r.Filter = must(conn.ParseFilter(strings.Fields(words), conn.Resolver{}))(w.t)
+	r.Filter = filter(w.t, words)
 	return r
+}
+
+func filter(t *testing.T, words string) *conn.Filter {
+	t.Helper()
+	return must(conn.ParseFilter(strings.Fields(words), conn.Resolver{}))(t)
 }
 
 func (w *world) check(ctx context.Context, r Request) map[netip.AddrPort]Connection {

@@ -7,19 +7,15 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
-	"deadpeer/internal/held"
 	"deadpeer/internal/netns"
 	"deadpeer/internal/path"
-	"deadpeer/internal/probe"
 	"deadpeer/internal/procfd"
 	"deadpeer/internal/sockdiag"
 	"deadpeer/internal/verdict"
-	"deadpeer/keepalive"
 )
 
 // space is one network namespace of a run.
@@ -126,36 +122,6 @@ func (r *run) listed(start time.Time, n int) {
 	r.how(start, "listed %s in %s %s", count(n, "connection"), count(len(r.spaces), "network namespace"), how)
 }
 
-// lookAgain reads connections again whose pending timer would not be told to
-// the tick, if they are few. BPF has told all of them so.
-func (r *run) lookAgain() error {
-	const few = 512 // some milliseconds' worth
-	if !r.snap.kernel.counter.Known() || r.snap.table.n > few || r.listsByBPF() {
-		return nil
-	}
-	for n, space := range r.spaces {
-		var rows []*row
-		var socks []*conn.Sock
-		for i := range r.snap.table.n {
-			row := r.snap.table.at(i)
-			if !row.skip && row.sock.NetNS == n && row.sock.Timer != conn.TimerNone {
-				fresh := row.sock
-				rows, socks = append(rows, row), append(socks, &fresh)
-			}
-		}
-		err := space.diag.Lookup(socks, func(i int, err error) {
-			// One that is another thing now stays as it was selected.
-			if err == nil && socks[i].State == rows[i].sock.State {
-				rows[i].sock, rows[i].read = *socks[i], r.snap.kernel.reading(space.diag.Described())
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // begin opens what a run reads from. Close the run.
 func (e *Engine) begin(req Request) (_ *run, err error) {
 	if req.Filter == nil {
@@ -259,120 +225,6 @@ func (r *run) took(d time.Duration, format string, args ...any) {
 	r.snap.How = append(r.snap.How, fmt.Sprintf(format, args...)+" in "+verdict.Duration(d))
 }
 
-// dump fills the table with what the kernel lists and the filter may match.
-func (r *run) dump(ctx context.Context) error {
-	t := &r.snap.table
-	cookie := t.cookie
-	for _, s := range r.spaces {
-		first := t.n
-		err := r.list(ctx, s, func() {
-			t.truncate(first)
-			r.index.rebuild(first, cookie)
-			r.snap.memory = r.snap.memory[:min(first, uint32(len(r.snap.memory)))]
-		}, func(one *row, m *sockdiag.Memory) error {
-			// A list that resumes in the middle of a bucket may have a socket twice.
-			if _, twice := r.find(one.sock.ID()); twice {
-				return nil
-			}
-			r.index.insert(one.sock.Cookie, t.add(one), cookie)
-			if m != nil {
-				r.snap.memory = append(r.snap.memory, *m)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	if r.req.Memory && uint32(len(r.snap.memory)) < t.n {
-		return r.readMemory(ctx)
-	}
-	return nil
-}
-
-// readMemory reads what BPF does not tell.
-func (r *run) readMemory(ctx context.Context) error {
-	r.snap.memory = make([]sockdiag.Memory, r.snap.table.n)
-	for _, s := range r.spaces {
-		q := sockdiag.Query{States: r.req.Filter.States(), Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: true, NoInfo: true}
-		err := s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
-			if i, ok := r.find(sock.ID()); ok {
-				r.snap.memory[i] = *m
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// rejects reports whether the filter does not select the subject. What the
-// kernel did not tell may be taken for yes only while the question is open:
-// owners or verdict are still to come.
-func (r *run) rejects(s *conn.Subject, open bool) bool {
-	t := r.req.Filter.Match(s)
-	return t == conn.No || t == conn.Maybe && !open
-}
-
-// filterOpen: owners or verdict are still to come.
-func (r *run) filterOpen() bool { return r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict() }
-
-func (r *run) listsByBPF() bool { return r.sockets != nil && r.unlisted == nil }
-
-// list visits what the kernel lists in a namespace and the filter may match.
-// BPF does it where it can; it does not tell memory.
-func (r *run) list(ctx context.Context, s *space, restart func(), visit func(*row, *sockdiag.Memory) error) error {
-	states := r.req.Filter.States()
-	if r.listsByBPF() && states&conn.Connections != 0 {
-		var stopped error
-		err := r.listByBPF(ctx, s, func(one *row, m *sockdiag.Memory) error {
-			stopped = visit(one, m)
-			return stopped
-		})
-		switch {
-		case err == nil:
-			if states &^= conn.Connections; states == 0 {
-				return nil
-			}
-			restart = nil // what was visited twice is told apart
-		case stopped != nil, ctx.Err() != nil:
-			return err
-		default:
-			r.unlisted = err
-			restart()
-		}
-	}
-	return r.listByDiag(ctx, s, states, restart, visit)
-}
-
-func (r *run) listByDiag(ctx context.Context, s *space, states conn.States, restart func(), visit func(*row, *sockdiag.Memory) error) error {
-	var subject conn.Subject
-	var one row
-	q := sockdiag.Query{
-		States: states, Filter: r.req.Filter.Kernel(conn.KernelSupport{}), Memory: r.req.Memory && !r.listsByBPF(), Restart: restart,
-	}
-	open := r.filterOpen()
-	return s.diag.Dump(ctx, q, func(sock *conn.Sock, m *sockdiag.Memory) error {
-		if subject.Sock = sock; r.rejects(&subject, open) {
-			return nil
-		}
-		one.sock, one.read = *sock, r.snap.kernel.reading(s.diag.Described())
-		return visit(&one, m)
-	})
-}
-
-func (r *run) find(id conn.ID) (i uint32, ok bool) {
-	r.index.find(id.Cookie, func(at uint32) bool {
-		if s := &r.snap.table.at(at).sock; s.Cookie == id.Cookie && s.NetNS == id.NetNS {
-			i, ok = at, true
-		}
-		return ok
-	})
-	return i, ok
-}
-
 func (r *run) subject(row *row) conn.Subject {
 	return conn.Subject{
 		Sock: &row.sock, Owners: r.snap.ownersOf(row),
@@ -460,80 +312,3 @@ func (r *run) selected(row *row) bool {
 	}
 	return !r.rejects(&s, false)
 }
-
-// readSettings reads the keepalive settings of the selected connections from
-// duplicates of their descriptors: of all when the request says so, else only
-// where the pending timer does not tell already that keepalive is off. It
-// gives how many were read, and how many could not be.
-func (r *run) readSettings(ctx context.Context) (n, failed int) {
-	t := &r.snap.table
-	var rows []uint32
-	for i := range t.n {
-		row := t.at(i)
-		if !row.skip && row.ownerN > 0 && row.sock.State != conn.Listen && r.lacksSettings(row) {
-			rows = append(rows, i)
-		}
-	}
-	if len(rows) == 0 {
-		return 0, 0
-	}
-	defer held.Spare(askers)()
-	var denied atomic.Int64
-	var wg sync.WaitGroup
-	for part := range slices.Chunk(rows, (len(rows)+askers-1)/askers) {
-		wg.Go(func() {
-			a := probe.New(probe.Options{})
-			defer func() { _ = a.Close() }()
-			for _, i := range part {
-				if ctx.Err() != nil {
-					return
-				}
-				row := t.at(i)
-				s, refusal := a.Settings(probe.Target{ID: row.sock.ID(), State: row.sock.State, Owners: r.snap.ownersOf(row)})
-				r.learn(row, s, refusal == probe.NotRefused)
-				if refusal.Privilege() {
-					denied.Add(1)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	failed = int(denied.Load())
-	return len(rows) - failed, failed
-}
-
-// lacksSettings reports whether the settings of a row are to be read.
-func (r *run) lacksSettings(row *row) bool {
-	if row.settings != 0 {
-		return false
-	}
-	on, known := keepaliveByTimer(&row.sock)
-	return r.req.Settings || on || !known
-}
-
-// learn books the settings of a row, of which there are few different ones.
-func (r *run) learn(row *row, s keepalive.Settings, known bool) {
-	if !known {
-		return
-	}
-	r.settingsMu.Lock()
-	defer r.settingsMu.Unlock()
-	if row.settings != 0 && r.snap.settings[row.settings-1].Settings == s {
-		return // and who chose them may be known
-	}
-	row.settings = r.book(setting{Settings: s})
-}
-
-// book gives what a row's settings are to be.
-func (r *run) book(s setting) uint32 {
-	at, ok := r.settingsAt[s]
-	if !ok {
-		r.snap.settings = append(r.snap.settings, s)
-		at = uint32(len(r.snap.settings))
-		r.settingsAt[s] = at
-	}
-	return at
-}
-
-// askers work side by side; more only wait for the same locks in the kernel.
-const askers = 2

@@ -44,7 +44,7 @@ func (q *inquiry) sweep(ctx context.Context, now stamp) error {
 	if len(open) <= fewRows || len(open) < int(q.snap.table.n)/lookUpCost {
 		lost, err = q.lookUp(open)
 	} else {
-		lost, err = q.list(ctx, open)
+		lost, err = q.listOpen(ctx, open)
 	}
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (q *inquiry) lookUpBatch(s *space, rows, lost []uint32) ([]uint32, error) {
 	return lost, err
 }
 
-func (q *inquiry) list(ctx context.Context, open []uint32) (lost []uint32, err error) {
+func (q *inquiry) listOpen(ctx context.Context, open []uint32) (lost []uint32, err error) {
 	if q.sweeps++; q.sweeps == 0 { // which rows have that no sweep has seen
 		q.sweeps++
 	}

@@ -1,15 +1,11 @@
 package host
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -155,29 +151,6 @@ func TestLosesAtBoot(t *testing.T) {
 	}
 }
 
-func TestRefused(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	before := w.picture()
-	for want, c := range map[string]Change{
-		"net.ipv4.tcp_keepalive_time 0 s: allowed is 1 s to 32767 s": {Values: map[Part]int64{Idle: 0, Probes: 5}},
-		"net.ipv4.tcp_keepalive_probes 128: allowed is 1 to 127":     {Values: map[Part]int64{Probes: 128}},
-		"net.ipv4.tcp_retries2 2: allowed is 3 to 255":               {Values: map[Part]int64{Retries2: 2}},
-		"nothing to set":   {},
-		"has no parameter": {Values: map[Part]int64{SYNACKRetries: 3}},
-	} {
-		if _, err := w.host().Set(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%+v: %v, want %q", c, err, want)
-		}
-	}
-	w.as(before, "refused")
-	w.write(dropInPath, "-> ../elsewhere")
-	if _, err := w.host().Set(t.Context(), Change{Values: lan()}); err == nil || !strings.Contains(err.Error(), "is a symlink") {
-		t.Errorf("a symlink: %v", err)
-	}
-	w.noJournal("refused")
-}
-
 // What somebody else has changed since is theirs.
 func TestChangedSince(t *testing.T) {
 	t.Parallel()
@@ -256,145 +229,6 @@ func TestSetAfterReboot(t *testing.T) {
 	}
 }
 
-func TestDamagedJournal(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.set(lan())
-	before := w.picture()
-	h := w.host()
-	ok(t, os.WriteFile(h.journal(), []byte(`{"version":1,"original":{"live":{"kernel.core_pattern":"x"}}}`), 0o600))
-	_, setErr := h.Set(t.Context(), Change{Values: map[Part]int64{Idle: 40}})
-	_, restoreErr := h.Restore(t.Context())
-	for _, err := range []error{setErr, restoreErr} {
-		if err == nil || !strings.Contains(err.Error(), `"kernel.core_pattern" is not a parameter`) {
-			t.Errorf("got %v", err)
-		}
-	}
-	w.as(before, "refused")
-	if s, err := h.Show(); err != nil || s.JournalErr == nil {
-		t.Errorf("shown: %v, %v", s.JournalErr, err)
-	}
-}
-
-func TestStateFolder(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	ok(t, os.Mkdir(w.state, 0o777))
-	ok(t, os.Chmod(w.state, 0o777))
-	before := w.picture()
-	if _, err := w.host().Set(t.Context(), Change{Values: lan()}); err == nil || !strings.Contains(err.Error(), "others may write to it") {
-		t.Errorf("got %v", err)
-	}
-	w.as(before, "refused")
-}
-
-// A change or its undoing is killed at every step, first or second, and the
-// next restore, or the next set, mends it.
-func TestKilledAtEveryStep(t *testing.T) {
-	t.Parallel()
-	second := map[Part]int64{Idle: 20, Retries2: 9}
-	type kill struct {
-		do   string
-		step Step
-		nth  int
-	}
-	kills := []kill{
-		{"set", StepJournalled, 0}, {"set", StepSet, 0}, {"set", StepSet, 1}, {"set", StepFileWritten, 0}, {"set", StepFilePut, 0}, {"set", StepDone, 0},
-		{"restore", StepPutBack, 0}, {"restore", StepPutBack, 1}, {"restore", StepPutBack, 3},
-	}
-	for _, k := range kills {
-		for _, again := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, %s %d, set before %v", k.do, k.step, k.nth, again), func(t *testing.T) {
-				t.Parallel()
-				w := newWorld(t)
-				w.write(dropInPath, "vm.swappiness = 1\n")
-				original := w.picture()
-				if again || k.do == "restore" {
-					w.set(lan())
-				}
-				before := w.picture()
-				die := func() {
-					t.Helper()
-					r := w.role(k.do, second)
-					r.KillAt, r.KillNth = k.step, k.nth
-					out, err := process(t, r).CombinedOutput()
-					if err == nil || !strings.Contains(err.Error(), "killed") {
-						t.Fatalf("not killed: %v %q", err, out)
-					}
-				}
-				die()
-				touched := false
-				for name, v := range w.picture() {
-					touched = touched || before[name] != v
-				}
-				if want := k.step != StepJournalled; touched != want {
-					t.Errorf("changed by then: %v, want %v", touched, want)
-				}
-				if s, err := w.host().Show(); err != nil || s.Changed.IsZero() || s.Interrupted == (k.step == StepDone) {
-					t.Errorf("shown: changed %v, interrupted %v, %v", s.Changed, s.Interrupted, err)
-				}
-				w.restore()
-				w.as(original, "restored")
-				w.noJournal("restored")
-
-				// Once more, and now another set comes first.
-				if again || k.do == "restore" {
-					w.set(lan())
-				}
-				die()
-				interrupted := k.step != StepDone
-				plan := w.set(map[Part]int64{Interval: 11})
-				if (len(plan.Mended) > 0) != interrupted {
-					t.Errorf("mended: %v", plan.Mended)
-				}
-				idle := "7200"
-				switch {
-				case k.step == StepDone:
-					idle = "20"
-				case k.do == "set" && again:
-					idle = "30" // as before the change that was killed
-				}
-				if got := w.sysctl("net.ipv4.tcp_keepalive_time"); got != idle {
-					t.Errorf("idle time %s, want %s", got, idle)
-				}
-				w.restore()
-				w.as(original, "set, then restored")
-				w.noJournal("set, then restored")
-			})
-		}
-	}
-}
-
-// The process that mends what another left is killed, too.
-func TestKilledMending(t *testing.T) {
-	t.Parallel()
-	for nth := range 3 {
-		w := newWorld(t)
-		original := w.picture()
-		w.set(map[Part]int64{Idle: 500})
-		before := w.picture()
-		for _, r := range []role{
-			{Values: lan(), KillAt: StepFilePut},
-			{Values: map[Part]int64{Idle: 20}, KillAt: StepPutBack, KillNth: nth},
-		} {
-			r.Do, r.Root, r.State, r.Netns = "set", w.root, w.state, w.nsPath()
-			if out, err := process(t, r).CombinedOutput(); err == nil || !strings.Contains(err.Error(), "killed") {
-				t.Fatalf("not killed: %v %q", err, out)
-			}
-		}
-		// A change that cannot be made leaves things as they were before both.
-		h := w.host()
-		h.sys = &failing{system: h.sys, at: "net.ipv4.tcp_retries2"}
-		if _, err := h.Set(t.Context(), Change{Values: map[Part]int64{Retries2: 9}}); !errors.Is(err, unix.EIO) {
-			t.Errorf("got %v", err)
-		}
-		w.as(before, "mended")
-		w.restore()
-		w.as(original, "restored")
-		w.noJournal("restored")
-	}
-}
-
 // What fails midway is undone at once.
 func TestFailsMidway(t *testing.T) {
 	t.Parallel()
@@ -429,89 +263,4 @@ func (f *failing) set(name, value string) error {
 		return unix.EIO
 	}
 	return f.system.set(name, value)
-}
-
-// On read-only file systems nothing is begun.
-func TestReadOnly(t *testing.T) {
-	t.Parallel()
-	for name, mount := range map[string]func(w *world) string{
-		"/etc":      func(w *world) string { return filepath.Join(w.root, "etc") },
-		"/proc/sys": func(*world) string { return "/proc/sys" },
-		"state folder": func(w *world) string {
-			ok(w.t, os.Mkdir(w.state, 0o700))
-			return w.state
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			r := w.role("set-read-only", lan())
-			r.Mount = mount(w)
-			before := w.picture()
-			cmd := process(t, r)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
-			out, err := cmd.CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "read-only file system") {
-				t.Errorf("%v: %q", err, out)
-			}
-			w.as(before, "refused")
-			w.noJournal("refused")
-		})
-	}
-}
-
-// Somebody without the rights is told which, and nothing is begun.
-func TestUnprivileged(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	before := w.picture()
-	cmd := process(t, w.role("set-as-nobody", lan()))
-	out, err := cmd.CombinedOutput()
-	if strings.Contains(string(out), "no such user") {
-		t.Skip("in this user namespace there is nobody else")
-	}
-	if err == nil || !strings.Contains(string(out), "needs CAP_NET_ADMIN over the network namespace") {
-		t.Errorf("%v: %q", err, out)
-	}
-	w.as(before, "refused")
-	w.noJournal("refused")
-}
-
-func TestLock(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	release, err := w.host().lock(t.Context())
-	ok(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := w.host().Set(ctx, Change{Values: lan()}); !errors.Is(err, context.Canceled) {
-		t.Errorf("while another changes the host: %v", err)
-	}
-	release()
-	w.set(lan())
-}
-
-// Hardened hosts keep the files to root: what is in force is shown all the
-// same.
-func TestShowWithoutTheFiles(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.write("/etc/sysctl.d/60-theirs.conf", timeKey+" = 600\n")
-	ok(t, os.Chmod(filepath.Join(w.root, "/etc/sysctl.d/60-theirs.conf"), 0o600))
-	h, err := New(Options{Root: w.root, StateDir: w.state})
-	ok(t, err)
-	var state State
-	runtime.LockOSThread() // another user's until asNobody returns
-	defer runtime.UnlockOSThread()
-	err = asNobody(func() (err error) {
-		state, err = h.Show()
-		return err
-	})
-	if errors.Is(err, unix.EINVAL) {
-		t.Skip("in this user namespace there is nobody else")
-	}
-	ok(t, err)
-	if s, _ := state.Part(Idle); !errors.Is(state.BootErr, fs.ErrPermission) || s.Live == nil || s.Persisted != nil {
-		t.Errorf("%+v, %v", s, state.BootErr)
-	}
 }

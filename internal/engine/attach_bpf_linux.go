@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 
-	"golang.org/x/sys/unix"
-
 	"deadpeer/internal/attach"
 	"deadpeer/internal/bpf"
 	"deadpeer/keepalive"
@@ -34,7 +32,7 @@ func (r *run) means(n int) means { return r.meansFrom(cmp.Or(r.e.bpfFrom, bpfFro
 // meansFrom chooses BPF from so many sockets on.
 func (r *run) meansFrom(from, n int) means {
 	d := attach.Getfd()
-	if r.e.options.NoBPF || n < from || !mayUseBPF() {
+	if n < from || !r.e.mayUseBPF() {
 		return means{d, "pidfd_getfd", 0, d, nil}
 	}
 	b := &bpfTransport{Duplicates: d, spaces: r.spaces, sockets: n}
@@ -150,9 +148,4 @@ func (b *bpfTransport) ready() bool {
 		b.refused = err != nil
 	}
 	return !b.refused
-}
-
-func mayUseBPF() bool {
-	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON
-	return effective()&needed == needed
 }

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"deadpeer/internal/bpf"
 	"deadpeer/internal/conn"
 	"deadpeer/internal/sockdiag"
@@ -31,6 +33,11 @@ func (r *run) openSockets(alone bool) {
 		r.sockets = nil
 		r.withoutBPF(err)
 	}
+}
+
+func (e *Engine) mayUseBPF() bool {
+	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON
+	return !e.options.NoBPF && effective()&needed == needed
 }
 
 // withoutBPF says why it was not used, though wanted.

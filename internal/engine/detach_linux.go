@@ -340,7 +340,7 @@ func (e *Engine) attachedSockets(ctx context.Context) (map[conn.ID]bool, error) 
 			ids[s.ID] = true
 		}
 	}
-	if !e.options.NoBPF && mayUseBPF() {
+	if e.mayUseBPF() {
 		err = errors.Join(err, e.hookedSockets(ctx, ids))
 	}
 	return ids, err

@@ -24,7 +24,7 @@ func (e *Engine) Plan(ctx context.Context, req Request) (*Plan, error) {
 	p := &Plan{Snapshot: r.snap, close: r.close, via: req.Via, diag: map[uint32]release.Destroyer{}, bpf: map[uint32]release.Ender{}}
 	for n, s := range r.spaces {
 		p.diag[n] = s.diag
-		if !e.options.NoBPF && mayUseBPF() {
+		if e.mayUseBPF() {
 			p.bpf[n] = ender{s.ns, &p.byBPF}
 		}
 	}
@@ -192,10 +192,10 @@ func (q *inquiry) holds(ctx context.Context, confirm bool) ([]string, error) {
 // Act ends what was planned: the connections with a database session through
 // their database, as Request.Via says, the others by their socket. Each
 // connection's evidence is read again, by BPF under the socket's lock, else at
-// most 5 ms before, and whoever has heard anything is left alone; so is one whose last question is more than 20 s
-// old, or whose path has changed since. Outcomes are in Snapshot afterwards.
-// Needs CAP_NET_ADMIN. An interrupted Act has tried some and says so of the
-// others.
+// most 5 ms before, and whoever has heard anything is left alone; so is one
+// whose last question is more than 20 s old, or whose path has changed since.
+// Outcomes are in Snapshot afterwards. Needs CAP_NET_ADMIN. An interrupted Act
+// has tried some and says so of the others.
 func (p *Plan) Act(ctx context.Context) error {
 	left := p.endSessions(ctx)
 	start, ended := time.Now(), 0

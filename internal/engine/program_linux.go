@@ -225,7 +225,7 @@ func programIn(cgroup string) string {
 // enforcedPrograms gives the connections of programs that were started by us and
 // cannot weaken their policy, with the names of their hooks.
 func (e *Engine) enforcedPrograms(ctx context.Context) (map[conn.ID]string, error) {
-	if e.options.NoBPF || !mayUseBPF() {
+	if !e.mayUseBPF() {
 		return nil, nil
 	}
 	ids := map[conn.ID]string{}

@@ -33,6 +33,7 @@ package bpf
 
 import (
 	"errors"
+	"time"
 
 	"deadpeer/internal/conn"
 	"deadpeer/keepalive"
@@ -131,7 +132,8 @@ type Feature struct {
 // Silent is a socket as it was seen.
 type Silent struct {
 	Cookie uint64
-	SegsIn uint32 // tcpi_segs_in
+	SegsIn uint32        // tcpi_segs_in
+	For    time.Duration // for which it must have received no data and no acknowledgment
 }
 
 // Ending is what came of a socket that was to be ended.
@@ -141,6 +143,6 @@ type Ending uint16
 const (
 	NotFound Ending = iota // it is gone, or no full socket
 	Ended
-	Heard   // left alone: it has received a segment since
+	Heard   // left alone: it has received something since, or is being connected anew
 	Refused // by the kernel (tcp_abort)
 )

@@ -17,8 +17,10 @@ type endPlace struct {
 	_       structs.HostLayout
 	Cookie  uint64
 	SegsIn  uint32
+	Silence uint32
 	Outcome uint16
 	Error   int16
+	_       [4]byte
 }
 
 // Names of all BPF objects in the ELF.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"deadpeer/internal/jiffies"
 	"deadpeer/internal/netns"
 )
 
@@ -15,13 +17,17 @@ import (
 type Ender struct {
 	objects endObjects
 	table   []endPlace
+	hz      float64
 }
+
+// longest is what 31 bits of jiffies hold at any HZ.
+const longest = 20 * 24 * time.Hour
 
 // OpenEnder loads the program (some 20 ms) for as many sockets in one walk as
 // are to be ended. More are ended in several. Needs Linux 6.5
 // (bpf_sock_destroy).
 func OpenEnder(sockets int) (*Ender, error) {
-	e := &Ender{table: make([]endPlace, tableLen(min(max(sockets, 1), maxCapacity)))}
+	e := &Ender{table: make([]endPlace, tableLen(min(max(sockets, 1), maxCapacity))), hz: float64(jiffies.HZ())}
 	spec, err := loadEnd()
 	if err == nil {
 		spec.Maps[endMapTable].MaxEntries = uint32(len(e.table))
@@ -40,12 +46,12 @@ func OpenEnder(sockets int) (*Ender, error) {
 func (e *Ender) Close() error { return e.objects.Close() }
 
 // End ends those sockets of a network namespace, each named once, that have
-// received as many segments as Silent says, with ECONNABORTED and a reset to
-// the peer (tcp_abort), and reports what came of each, in any order. It costs a
-// walk through all sockets of the host. A socket is locked from the comparison
-// to its end: nothing that has arrived is overlooked. One that is not there, or
-// is no full socket, is NotFound. After an error some may have been ended;
-// those not reported were not.
+// received as many segments as Silent says and nothing for as long, with
+// ECONNABORTED and a reset to the peer (tcp_abort), and reports what came of
+// each, in any order. It costs a walk through all sockets of the host. A socket
+// is locked from the comparison to its end: nothing that has arrived is
+// overlooked. One that is not there, or is no full socket, is NotFound. After an
+// error some may have been ended; those not reported were not.
 func (e *Ender) End(ctx context.Context, ns *netns.NS, list []Silent, report func(i int, o Ending, err error)) error {
 	todo := make([]int, len(list))
 	for i := range todo {
@@ -62,7 +68,10 @@ func (e *Ender) End(ctx context.Context, ns *netns.NS, list []Silent, report fun
 				crowded = append(crowded, i)
 				continue
 			}
-			e.table[place] = endPlace{Cookie: list[i].Cookie, SegsIn: list[i].SegsIn}
+			e.table[place] = endPlace{
+				Cookie: list[i].Cookie, SegsIn: list[i].SegsIn,
+				Silence: uint32(min(max(0, list[i].For), longest).Seconds() * e.hz),
+			}
 			at[place] = i + 1
 		}
 		err := store(e.objects.Table, e.table)

@@ -23,7 +23,7 @@ func (e ender) End(ctx context.Context, items []release.Item, outcome func(i int
 		if item.Any {
 			left = append(left, i)
 		} else {
-			list, at = append(list, bpf.Silent{Cookie: item.Sock.Cookie, SegsIn: item.SegsIn}), append(at, i)
+			list, at = append(list, bpf.Silent{Cookie: item.Sock.Cookie, SegsIn: item.SegsIn, For: item.Silence()}), append(at, i)
 		}
 	}
 	if len(list) == 0 {

@@ -94,7 +94,7 @@ func (p *Plan) decide(ctx context.Context, q *inquiry) error {
 		switch {
 		case ok:
 			p.add(planned{
-				row: i, item: release.Item{Sock: row.sock, SegsIn: a.base, Silence: c.Silence},
+				row: i, item: release.Item{Sock: row.sock, SegsIn: a.base, Since: q.epoch.Add(a.first.span())},
 				last: q.epoch.Add(q.closes(row).span()), same: same[a.group],
 			})
 		case a.verdict == conn.Dead && !a.is(ended): // one that has ended needs no release

@@ -30,8 +30,8 @@ type Destroyer interface {
 }
 
 // Ender ends the sockets of a network namespace that have received as many
-// segments as Item.SegsIn says, each locked from the comparison to its end, and
-// reports ErrHeard of the others. It gives back those that it could not reach,
+// segments as Item.SegsIn says, and nothing for Item.Silence, each locked from
+// the comparison to its end, and reports ErrHeard of the others. It gives back those that it could not reach,
 // and all that are Any.
 type Ender interface {
 	End(ctx context.Context, items []Item, outcome func(i int, err error)) (left []int)
@@ -41,10 +41,11 @@ type Ender interface {
 type Item struct {
 	Sock   conn.Sock // identity and addresses
 	SegsIn uint32    // segments received before the first unanswered question
-	// Silence is how long it has heard nothing, at least: since the first
-	// unanswered question.
-	Silence time.Duration
-	Any     bool // end it whatever it has heard (asked for by cookie)
+	// Since is when the first unanswered question was asked. One that its
+	// program has connected anew since then has its cookie still, and may have
+	// received as many segments as before (tcp_disconnect). Zero is not looked at.
+	Since time.Time
+	Any   bool // end it whatever it has heard (asked for by cookie)
 }
 
 // Errors that an outcome matches.
@@ -66,11 +67,7 @@ func Act(ctx context.Context, d Destroyer, e Ender, items []Item, outcome func(i
 		left[i] = i
 	}
 	if e != nil {
-		// e knows a socket by its cookie alone, which stays when its program
-		// connects it anew, to somebody else perhaps.
-		left, _, _ = read(d, items, left, outcome)
-		back := e.End(ctx, pick(items, left), func(k int, err error) { outcome(left[k], err) })
-		left = pick(left, back)
+		left = e.End(ctx, items, outcome)
 	}
 	destroy(ctx, d, pick(items, left), func(k int, err error) { outcome(left[k], err) })
 }
@@ -169,6 +166,10 @@ func read(d Destroyer, items []Item, todo []int, outcome func(i int, err error))
 		socks[n] = &s
 		settled[n] = errors.New("not looked up")
 	}
+	silences := make([]time.Duration, len(todo))
+	for n, i := range todo {
+		silences[n] = items[i].Silence()
+	}
 	if err := d.Lookup(socks, func(n int, err error) { settled[n] = err }); err != nil {
 		for n := range settled {
 			settled[n] = errors.Join(settled[n], err)
@@ -180,7 +181,7 @@ func read(d Destroyer, items []Item, todo []int, outcome func(i int, err error))
 			outcome(i, settled[n])
 		case !items[i].Any && !socks[n].HasInfo:
 			outcome(i, errNoInfo)
-		case !items[i].Any && (socks[n].SegsIn != items[i].SegsIn || !silent(socks[n], items[i].Silence)):
+		case !items[i].Any && (socks[n].SegsIn != items[i].SegsIn || heard(socks[n]) < silences[n]):
 			outcome(i, ErrHeard)
 		default:
 			left, fresh, at = append(left, i), append(fresh, socks[n]), append(at, i)
@@ -189,11 +190,16 @@ func read(d Destroyer, items []Item, todo []int, outcome func(i int, err error))
 	return left, fresh, at
 }
 
-// silent reports whether a socket has heard nothing for that long. One that its
-// program has connected anew has its cookie still, and may have received as
-// many segments as before (tcp_disconnect).
-func silent(s *conn.Sock, d time.Duration) bool {
-	const behind = 100 * time.Millisecond // what the kernel's count of ticks may be
-	heard, _ := s.Heard()
-	return heard >= d-behind
+// Silence is for how long the kernel must say that nothing was heard.
+func (i *Item) Silence() time.Duration {
+	const behind = 100 * time.Millisecond // what its count of ticks may be
+	if i.Since.IsZero() {
+		return 0
+	}
+	return max(0, time.Since(i.Since)-behind)
+}
+
+func heard(s *conn.Sock) time.Duration {
+	d, _ := s.Heard()
+	return d
 }

@@ -1,7 +1,6 @@
 package release
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -132,7 +131,7 @@ func TestConnectedAnew(t *testing.T) {
 			ok(t, diag.Lookup([]*conn.Sock{&s}, func(_ int, err error) { ok(t, err) }))
 			return s
 		}
-		before := look()
+		before, seen := look(), time.Now()
 		time.Sleep(200 * time.Millisecond)
 		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c), uintptr(unsafe.Pointer(&unix.RawSockaddr{Family: unix.AF_UNSPEC})), unix.SizeofSockaddrInet4)
 		if errno != 0 {
@@ -142,28 +141,16 @@ func TestConnectedAnew(t *testing.T) {
 		if now := look(); now.SegsIn != before.SegsIn {
 			t.Fatalf("%d segments, were %d", now.SegsIn, before.SegsIn)
 		}
-		for _, e := range []Ender{nil, endsAll{}} {
-			Act(t.Context(), diag, e, []Item{{Sock: before, SegsIn: before.SegsIn, Silence: 200 * time.Millisecond}}, func(_ int, err error) {
-				if !errors.Is(err, ErrHeard) {
-					t.Errorf("got %v", err)
-				}
-			})
-		}
+		Act(t.Context(), diag, nil, []Item{{Sock: before, SegsIn: before.SegsIn, Since: seen}}, func(_ int, err error) {
+			if !errors.Is(err, ErrHeard) {
+				t.Errorf("got %v", err)
+			}
+		})
 		if now := look(); now.State != conn.Established {
 			t.Errorf("the new connection is %s", now.State)
 		}
 		return nil
 	}))
-}
-
-// endsAll ends whatever it is given.
-type endsAll struct{}
-
-func (endsAll) End(_ context.Context, items []Item, outcome func(int, error)) []int {
-	for i := range items {
-		outcome(i, nil)
-	}
-	return nil
 }
 
 // The thread that acted goes on as an ordinary one.

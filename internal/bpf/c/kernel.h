@@ -31,6 +31,7 @@ typedef __u32 __wsum;
 #define MAX_TCP_KEEPINTVL 32767
 #define MAX_TCP_KEEPCNT 127
 
+#define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_TIME_WAIT 6
 #define TCP_LISTEN 10

@@ -64,7 +64,7 @@ in_flight, new, enforce, cgroup and unit.
 Left alone, unless the filter names the cookie: your own SSH session and
 kubelet.`,
 		Example: `  sudo deadpeer attach --within 90s 'sport = :3050'
-  sudo deadpeer attach --profile lan --dry-run --comm postgres
+  sudo deadpeer attach --profile lan --dry-run blind
   sudo deadpeer attach --new --unit nginx.service --within 60s
   sudo deadpeer attach list
   sudo deadpeer detach`,

@@ -43,6 +43,7 @@ others = and !=; where there is none, = is meant.
   mark fwmark          of the socket: N; fwmark also N/MASK
   dev                  interface that it is bound to, by name or index
   cgroup               cgroup v2 of the socket, by path or id
+  blind                the kernel would never give it up; takes no value
   autobound            its local port is one of those that are chosen for
                        programs; takes no value
 

@@ -19,7 +19,7 @@ package conn
 //	dev                    = !=           interface by name or index
 //	fwmark                 = !=           N or N/mask
 //	cgroup                 = !=           path or cgroup v2 id
-//	autobound
+//	autobound blind
 //	verdict timer family   = !=           by name
 //	heard sent rtt         = != < <= > >= duration (ParseDuration)
 //	pid uid inode cookie netns mark recv-q send-q   = != < <= > >= number
@@ -30,6 +30,7 @@ package conn
 // pid, comm, unit and container hold when any owner of the socket fits, and
 // with != when none does. autobound tests the local port against the range
 // of automatically chosen ports, as ss does where the kernel is not asked.
+// blind holds for connections that the kernel would never give up.
 //
 // Without a state the filter sees what ss shows: the connected states but
 // SYN-RECEIVED and TIME-WAIT, and besides the states its expression names.
@@ -56,6 +57,8 @@ type Subject struct {
 	Sock        *Sock
 	Verdict     Verdict
 	Judged      bool // Verdict is known
+	Blind       bool // the kernel would never give it up
+	Foreseen    bool // Blind is known
 	Owners      []Owner
 	OwnersKnown bool                     // Owners is complete
 	Process     func(pid int32) *Process // nil, or a nil result: not known
@@ -116,8 +119,8 @@ func ParseFilter(words []string, r Resolver) (*Filter, error) {
 	return f, err
 }
 
-// Match tells whether the filter selects s. Maybe means that owners, process
-// or verdict are not known yet, or that the kernel did not tell what is asked
+// Match tells whether the filter selects s. Maybe means that owners, process,
+// verdict or forecast are not known yet, or that the kernel did not tell what is asked
 // for (a TIME-WAIT socket has no heard, a kernel before 5.9 tells no cgroup):
 // once everything there is to know is filled in, take it for no. Fields
 // told only to the privileged (Sock.Mark) are taken as they stand. Match does
@@ -152,6 +155,12 @@ func (f *Filter) NeedsOwners() bool {
 		}
 		return false
 	})
+}
+
+// NeedsForecast reports whether Match looks at when the kernel would give the
+// connection up.
+func (f *Filter) NeedsForecast() bool {
+	return anyNode(f.expr, func(n node) bool { return n == blindPred{} })
 }
 
 // NeedsVerdict reports whether Match looks at the verdict.

@@ -63,6 +63,7 @@ func TestFutureRefuses(t *testing.T) {
 		"sport = :80 and comm = a":    `"comm = a"`,
 		"src 10.0.0.1":                `"src = 10.0.0.1"`,
 		"not dst 10.0.0.1:80":         `"not dst = 10.0.0.1:80"`,
+		"blind":                       `"blind"`,
 		"state close-wait":            "leaves out established",
 		"pid = 1":                     `"pid = 1"`,
 		"sport = :0":                  "no connection",

@@ -42,6 +42,7 @@ func TestFilterMatch(t *testing.T) {
 		{"sport >= 5432 sport <= 5432 sport > 5431 sport < 5433", v4, Yes},
 		{"family = ipv4", v4, Yes}, {"family = ipv4", viaV6, No}, {"family != inet6", v6, No},
 		{"dev = 2 fwmark = 0x2/0x3 mark = 0x12 mark > 0x11", v4, Yes}, {"fwmark = 0x12/0x3", v4, No},
+		{"blind", v4, Maybe}, {"not blind", v4, Maybe}, {"blind or sport > 0", v4, Yes},
 		{"autobound", v4, No}, {"dport > 1 and not autobound", v4, Yes},
 		{"cgroup = /system.slice", v4, Yes}, {"cgroup != 77", viaV6, Yes},
 		{"cgroup != 77", v6, Maybe}, // the kernel did not tell

@@ -202,6 +202,9 @@ func (p *parser) predicate(continues bool) (node, error) {
 			}
 		}
 		return autoboundPred{low, high}, nil
+	case "blind":
+		p.pos++
+		return blindPred{}, nil
 	}
 	for f := range fields {
 		if fields[f].name == word.keyword {
@@ -223,7 +226,7 @@ func (p *parser) predicate(continues bool) (node, error) {
 
 // Predicates lists the words that a predicate of a filter begins with.
 func Predicates() []string {
-	words := []string{"state", "exclude", "src", "dst", "fwmark", "autobound"}
+	words := []string{"state", "exclude", "src", "dst", "fwmark", "autobound", "blind"}
 	for _, f := range fields {
 		words = append(words, f.name)
 	}

@@ -157,6 +157,16 @@ func (p autoboundPred) match(s *Subject) Truth {
 	return truth(p.low <= s.Sock.LocalPort && s.Sock.LocalPort <= p.high)
 }
 
+// blindPred holds where the forecast is never.
+type blindPred struct{}
+
+func (blindPred) match(s *Subject) Truth {
+	if !s.Foreseen {
+		return Maybe
+	}
+	return truth(s.Blind)
+}
+
 // numPred compares a number, a duration in nanoseconds, or a name by its
 // number. The operator is never opNE: that is a notNode.
 type numPred struct {

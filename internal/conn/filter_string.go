@@ -76,6 +76,8 @@ func predText(n node, equal string) string {
 			value = Quote(n.name)
 		}
 		return fields[n.field].name + " " + equal + " " + value
+	case blindPred:
+		return "blind"
 	}
 	return "autobound"
 }

@@ -52,7 +52,7 @@ func TestParseFilterCanonical(t *testing.T) {
 		{"( ( sport = 1 and sport = 2 ) and dport = 3 )", "sport = :1 and sport = :2 and dport = :3"},
 		{"not sport = 1 or dport = 2", "sport != :1 or dport = :2"},
 		{"!(sport=1 or dport=2)", "not ( sport = :1 or dport = :2 )"},
-		{"! ! autobound", "autobound"},
+		{"! ! autobound", "autobound"}, {"not BLIND and blind", "not blind and blind"},
 		{"not sport >= 1024", "not sport >= :1024"},
 		{"NOT Sport EQ 1 AND Dport LT 2", "sport != :1 and dport < :2"},
 		{"sport neq 1 dport ge 2 dport le 3 sport gt 4 sport ne 5 sport leq 6 sport geq 7", "sport != :1 and dport >= :2 and dport <= :3 and sport > :4 and sport != :5 and sport <= :6 and sport >= :7"},
@@ -220,7 +220,7 @@ func randomFilter(r *rand.Rand, depth int) string {
 	preds := []string{
 		"state established", "exclude listening", "state syn-recv exclude closing", "exclude all", "src 10/8", "dst != [::1]:5",
 		"dst :443", "src *", "sport inet:7", "dport != inet6:7", "sport<9", "dport >= 9", "dev = 2", "fwmark != 1/2", "mark = 4",
-		"cgroup = 8", "autobound", "verdict != dead", "heard > 1d", "sent < 1.5s", "rtt = 1us", "pid = 4", "uid > 3", "cookie = 1",
+		"cgroup = 8", "autobound", "blind", "verdict != dead", "heard > 1d", "sent < 1.5s", "rtt = 1us", "pid = 4", "uid > 3", "cookie = 1",
 		`comm = "a b"`, `unit != ""`, "container = x*", "timer = none", "timer != time-wait", "family = inet",
 	}
 	return preds[r.IntN(len(preds))]

@@ -49,6 +49,7 @@ func (e *Engine) Attach(ctx context.Context, req AttachRequest) (_ *Attached, er
 		}
 	}
 	req.NoOwners, req.Settings = false, true
+	req.foresee = slices.ContainsFunc(req.Rules, func(rule AttachRule) bool { return rule.Filter != nil && rule.Filter.NeedsForecast() })
 	r, err := e.see(ctx, req.Request)
 	if err != nil {
 		return nil, err

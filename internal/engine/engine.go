@@ -81,6 +81,7 @@ type Request struct {
 	Databases []session.Source
 	Via       Via // how Plan.Act ends connections that have a session (auto)
 
+	foresee   bool            // a filter besides Filter looks at forecasts
 	alsoNetns []string        // looked into as well, where they can be
 	onlyNetns map[uint32]bool // of all of them, those looked into; nil for all
 }

@@ -36,6 +36,15 @@ func (c *Connection) foresee() (f forecast.Forecast, ok bool) {
 	return c.snap.kernel.foresee(c.read, situation, in)
 }
 
+// blind reports whether the kernel would never give the connection up.
+func (c *Connection) blind() (blind, known bool) {
+	if !conn.Connections.Has(c.Sock.State) || c.Sock.State == conn.TimeWait {
+		return false, true
+	}
+	f, known := c.Forecast()
+	return known && !f.GivesUp, known
+}
+
 // situation is what the connection is in the middle of, if that is one that
 // can be forecast.
 func (c *Connection) situation() (forecast.Situation, forecast.Input, bool) {

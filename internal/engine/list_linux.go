@@ -58,14 +58,16 @@ func (r *run) readMemory(ctx context.Context) error {
 
 // rejects reports whether the filter does not select the subject. What the
 // kernel did not tell may be taken for yes only while the question is open:
-// owners or verdict are still to come.
+// owners, verdict or forecast are still to come.
 func (r *run) rejects(s *conn.Subject, open bool) bool {
 	t := r.req.Filter.Match(s)
 	return t == conn.No || t == conn.Maybe && !open
 }
 
-// filterOpen: owners or verdict are still to come.
-func (r *run) filterOpen() bool { return r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict() }
+// filterOpen: owners, verdict or forecast are still to come.
+func (r *run) filterOpen() bool {
+	return r.req.Filter.NeedsOwners() || r.req.Filter.NeedsVerdict() || r.foresees()
+}
 
 func (r *run) listsByBPF() bool { return r.sockets != nil && r.unlisted == nil }
 

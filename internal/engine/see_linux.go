@@ -102,6 +102,10 @@ func (e *Engine) see(ctx context.Context, req Request) (_ *run, err error) {
 		}
 	}
 	r.selectRows()
+	if r.foresees() {
+		r.readSettings(ctx)
+		r.selectForeseen()
+	}
 	if r.snap.attached, err = e.attachedSockets(ctx); err != nil {
 		r.note(false, "%v", err)
 	}
@@ -230,6 +234,26 @@ func (r *run) subject(row *row) conn.Subject {
 		Sock: &row.sock, Owners: r.snap.ownersOf(row),
 		OwnersKnown: r.wantsOwners(),
 		Process:     r.snap.Process,
+		Blind:       row.blind, Foreseen: row.foreseen,
+	}
+}
+
+// foresees: a filter looks at forecasts.
+func (r *run) foresees() bool { return r.req.foresee || r.req.Filter.NeedsForecast() }
+
+// selectForeseen drops the rows that the filter cannot match, forecasts now
+// known. It looks at them once: attaching changes them.
+func (r *run) selectForeseen() {
+	var c Connection
+	for i := range r.snap.table.n {
+		row := r.snap.table.at(i)
+		if row.skip {
+			continue
+		}
+		r.snap.fill(&c, row)
+		row.blind, row.foreseen = c.blind()
+		s := r.subject(row)
+		row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict())
 	}
 }
 
@@ -244,7 +268,7 @@ func (r *run) selectRows() {
 		row := r.snap.table.at(i)
 		if needed {
 			s := r.subject(row)
-			row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict())
+			row.skip = r.rejects(&s, r.req.Filter.NeedsVerdict() || r.foresees())
 		}
 		ownerless = ownerless || !row.skip && row.lost()
 	}

@@ -27,7 +27,7 @@ func (e *Engine) Stream(ctx context.Context, req Request, visit func(*Connection
 	if r.wantsOwners() || !r.req.Memory && r.req.Filter.Kernel(conn.KernelSupport{}) == nil {
 		r.openSockets(true)
 	}
-	if r.wantsOwners() && (r.sockets == nil || r.req.Memory || len(req.Databases) > 0 || r.req.Filter.States()&^conn.Connections != 0) {
+	if r.foresees() || r.wantsOwners() && (r.sockets == nil || r.req.Memory || len(req.Databases) > 0 || r.req.Filter.States()&^conn.Connections != 0) {
 		return e.visitScan(ctx, req, visit)
 	}
 	if r.snap.attached, err = e.attachedSockets(ctx); err != nil {

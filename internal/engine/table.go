@@ -28,6 +28,8 @@ type row struct {
 	ownerN   uint16
 	reuses   bool // carries SO_REUSEADDR, as far as was told
 	skip     bool // fails the filter; stays only because rows do not move
+	foreseen bool // blind is known
+	blind    bool // the kernel would never give it up, when the filter was asked
 }
 
 func (t *table) at(i uint32) *row { return &t.chunks[i/chunkLen][i%chunkLen] }

@@ -297,10 +297,10 @@ func (h *Hook) Counters() (Counters, error) {
 	return c, nil
 }
 
-// Changed visits the connections that have their policy from the hook and
-// still are, of every network namespace: what [Changer.Apply] can restore. One may be
-// visited that has just ended, or twice, and one that has ended as long as its
-// program holds the socket, which it may connect again.
+// Changed visits the connections that have their policy from the hook and still
+// are, of every network namespace: what [Changer.Apply] can restore. One may be
+// visited that has just ended, or twice, and one that its program has
+// disconnected, as long as it holds the socket, which it may connect again.
 func (h *Hook) Changed(ctx context.Context, visit func(Changed) error) error {
 	if h.Damaged != nil {
 		return fmt.Errorf("list connections of hook %s: %w", h.Label.ID, h.Damaged)

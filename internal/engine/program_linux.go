@@ -35,8 +35,8 @@ const (
 // the program that could not be started. Being the program itself, and no
 // parent of it, keeps its pid, terminal and exit code as they would be, and
 // signals but for those that were ignored: of these Go's runtime remembers HUP
-// and INT, and leaves those of job control alone. Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and write access to the
-// cgroup.
+// and INT, and leaves those of job control alone. Needs CAP_BPF, CAP_PERFMON,
+// CAP_NET_ADMIN and write access to the cgroup.
 func (e *Engine) RunProgram(ctx context.Context, req ProgramRequest) error {
 	path, err := exec.LookPath(req.Args[0])
 	if err != nil {

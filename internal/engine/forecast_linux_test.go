@@ -229,14 +229,14 @@ func TestForecastUnreachable(t *testing.T) {
 	ok(t, w.netlink(router).RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: peer.AsSlice(), Mask: net.CIDRMask(32, 32)}, Type: unix.RTN_UNREACHABLE}))
 	must(c.Write([]byte{1}))(t)
 	seen := false
-	wait(t, "the third retransmission", func() bool {
+	wait(t, "the third retransmission, backoff taken back", func() bool {
 		for c := range must(w.engine.Scan(t.Context(), w.request()))(t).All() {
 			s := c.Sock
-			if s.Retransmits == 0 || s.Backoff != 0 {
+			if s.Retransmits == s.Backoff {
 				continue
 			}
 			if f, known := c.Forecast(); known {
-				t.Errorf("forecast %s to %s after %d retransmissions without backoff", f.Earliest, f.Latest, s.Retransmits)
+				t.Errorf("forecast %s to %s after %d retransmissions, with a backoff of %d", f.Earliest, f.Latest, s.Retransmits, s.Backoff)
 			}
 			seen = seen || s.Retransmits >= 3
 		}

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 
 	"github.com/cilium/ebpf"
@@ -14,40 +15,14 @@ import (
 // letting go of it again. It attaches and pins nothing.
 func Features() []Feature {
 	list := []Feature{
-		try("list sockets with owners and settings by BPF", 5, 15, func() error {
-			spec, err := loadSockets()
-			if err != nil {
-				return err
-			}
-			var p socketsPrograms
-			return loaded(load(spec, &p), &p)
-		}),
-		try("change settings of live sockets by BPF", 5, 15, func() error {
-			spec, err := loadPolicy()
-			if err != nil {
-				return err
-			}
-			var o policyObjects
-			return loaded(load(spec, &o), &o)
-		}),
-		try("end connections by BPF, what they have heard compared under their lock", 6, 5, func() error {
-			spec, err := loadEnd()
-			if err != nil {
-				return err
-			}
-			var o endObjects
-			return loaded(load(spec, &o), &o)
-		}),
+		try("list sockets with owners and settings by BPF", 5, 15, taken[socketsPrograms](loadSockets)),
+		try("change settings of live sockets by BPF", 5, 15, taken[policyObjects](loadPolicy)),
+		try("end connections by BPF, what they have heard compared under their lock", 6, 5, taken[endObjects](loadEnd)),
 		try("policy on new connections (BPF sockops)", 5, 15, func() error {
 			if err := loadOfHook(hookProgGreet, hookProgListPlaced, hookProgListStored); err != nil {
 				return err
 			}
-			spec, err := loadOwn() // which notes what programs set themselves
-			if err != nil {
-				return err
-			}
-			var p ownPrograms
-			return loaded(load(spec, &p), &p)
+			return taken[ownPrograms](loadOwn)() // which notes what programs set themselves
 		}),
 		try("hold programs to a policy (BPF setsockopt hook)", 5, 15, func() error {
 			return loadOfHook(hookProgEnforce)
@@ -90,11 +65,22 @@ func loadOfHook(programs ...string) error {
 	return nil
 }
 
-func loaded(err error, objects interface{ Close() error }) error {
-	if err != nil {
-		return err
+// taken loads the parts of a spec that O, made by bpf2go, names.
+func taken[O any, P interface {
+	*O
+	io.Closer
+}](spec func() (*ebpf.CollectionSpec, error)) func() error {
+	return func() error {
+		s, err := spec()
+		if err != nil {
+			return err
+		}
+		var o O
+		if err := load(s, &o); err != nil {
+			return err
+		}
+		return P(&o).Close()
 	}
-	return objects.Close()
 }
 
 // try loads what kernels take from that version on, others where it was

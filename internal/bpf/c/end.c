@@ -28,21 +28,18 @@ int end(struct bpf_iter__tcp *ctx)
 	struct sock_common *skc = ctx->sk_common;
 	struct tcp_sock *tp;
 	struct place *p;
-	__u32 now = (__u32)bpf_jiffies64();
-	__u64 cookie;
+	__u32 now;
 	int error;
 
 	if (!skc)
 		return 0;
-	cookie = skc->skc_cookie.counter; // none has been asked for: nobody can mean it
-	if (!cookie)
-		return 0;
-	p = find(cookie);
+	p = find(skc);
 	if (!p || p->outcome != UNSEEN) // a socket may be visited twice
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
 		return 0;
+	now = (__u32)bpf_jiffies64();
 	// Connected anew it has the same cookie, and perhaps the same count.
 	if (tp->segs_in != p->segs_in || skc->skc_state == TCP_SYN_SENT || now - tp->rcv_tstamp < p->silence ||
 	    now - tp->inet_conn.icsk_ack.lrcvtime < p->silence) {

@@ -162,15 +162,11 @@ int policy(struct bpf_iter__tcp *ctx)
 	struct change *c;
 	struct result *r;
 	struct place *p;
-	__u64 cookie;
 	__u32 at;
 
 	if (!skc)
 		return 0;
-	cookie = skc->skc_cookie.counter; // none has been asked for: nobody can mean it
-	if (!cookie)
-		return 0;
-	p = find(cookie);
+	p = find(skc);
 	if (!p)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);

@@ -21,10 +21,13 @@ struct {
 	__type(value, struct place);
 } table SEC(".maps");
 
-static __always_inline struct place *find(__u64 cookie)
+static __always_inline struct place *find(struct sock_common *skc)
 {
+	__u64 cookie = skc->skc_cookie.counter;
 	__u32 at = (__u32)(cookie / NEIGHBOURS * 0x9e3779b97f4a7c15ull >> 32) * NEIGHBOURS + cookie % NEIGHBOURS;
 
+	if (!cookie) // none has been asked for: nobody can mean it
+		return 0;
 	for (int i = 0; i < PROBES; i++) {
 		__u32 key = (at + i) & mask;
 		struct place *p = bpf_map_lookup_elem(&table, &key);

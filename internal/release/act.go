@@ -31,8 +31,8 @@ type Destroyer interface {
 
 // Ender ends the sockets of a network namespace that have received as many
 // segments as Item.SegsIn says, and nothing for Item.Silence, each locked from
-// the comparison to its end, and reports ErrHeard of the others. It gives back those that it could not reach,
-// and all that are Any.
+// the comparison to its end, and reports ErrHeard of the others. It gives back
+// those that it could not reach, and all that are Any.
 type Ender interface {
 	End(ctx context.Context, items []Item, outcome func(i int, err error)) (left []int)
 }
